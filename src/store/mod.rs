@@ -1,0 +1,219 @@
+//! Where records, completions and catalogues are kept. The trait is on the level of the rules
+//! ("apply this update", "completions after this cursor"), so that each engine can use its own best
+//! atomic step.
+
+mod cursor;
+mod memory;
+pub mod sled;
+
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use async_trait::async_trait;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::domain::{
+    Catalog, Completion, Cursor, EpochSeconds, NodeId, Outcome, PlayerKey, PlayerUpdate, Refusal,
+    State, Title,
+};
+
+pub use memory::MemoryStore;
+
+/// Most titles of one store; each has a little memory of its own for as long as it runs.
+pub const TITLES_MAX: usize = 1000;
+
+/// Keeps everything. Whatever a method returns or shows is durable before it does.
+///
+/// A future that is dropped leaves its update wholly applied or not at all.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Judges and stores one player's updates, all or none ([`crate::domain::decide`]).
+    async fn apply(&self, update: PlayerUpdate) -> Result<Applied, ApplyError>;
+
+    /// All records of one player in the order of their ids' bytes, as of one moment.
+    async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError>;
+
+    /// The two ends of a title's feed.
+    async fn feed_bounds(&self, title: &Title) -> Result<FeedBounds, StoreError>;
+
+    /// The completions after a cursor, in order, without holes: at most `limit`, fewer where their
+    /// bytes add up; none only where the feed ends at `after`.
+    async fn completions(
+        &self,
+        title: &Title,
+        after: &Cursor,
+        limit: usize,
+    ) -> Result<Vec<Completion>, FeedError>;
+
+    /// Wakes whenever completions of a title became visible.
+    fn feed_changes(&self, title: &Title) -> watch::Receiver<()>;
+
+    /// Removes the oldest completions that `keep` does not keep, a bounded number of them, and
+    /// tells how many; 0 means that there are no more.
+    async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError>;
+
+    /// Every title with its catalogue.
+    async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError>;
+
+    /// Replaces a title's catalogue if it is at revision `expected`; 0 stands for a new title.
+    async fn replace_catalog(
+        &self,
+        title: &Title,
+        expected: u64,
+        catalog: Arc<Catalog>,
+    ) -> Result<StoredCatalog, CatalogError>;
+
+    /// How many players have a record of any of these nodes. Reads every record of the title.
+    async fn count_players(
+        &self,
+        title: &Title,
+        nodes: &BTreeSet<NodeId>,
+    ) -> Result<u64, StoreError>;
+
+    /// Whether the store still takes updates, and when it stopped.
+    fn health(&self) -> watch::Receiver<StoreHealth>;
+}
+
+/// What an update did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Whether this is a retry of something stored before.
+    pub replayed: bool,
+    /// One outcome for each update; with the completion's cursor where it completed the record.
+    pub outcomes: Vec<(Outcome, Option<Cursor>)>,
+}
+
+/// The two ends of a feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeedBounds {
+    /// After this cursor comes everything that is retained.
+    pub oldest: Cursor,
+    /// After this cursor comes what completes from now on.
+    pub newest: Cursor,
+}
+
+/// Which completions to keep; the default keeps all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Keeps those that completed at this moment or later.
+    pub completed_since: Option<EpochSeconds>,
+    /// Keeps this many of the newest.
+    pub count: Option<u64>,
+}
+
+/// A title's catalogue as it is stored.
+#[derive(Clone, Debug)]
+pub struct StoredCatalog {
+    /// The title.
+    pub title: Title,
+    /// How often its catalogue was replaced; 1 for the first.
+    pub revision: u64,
+    /// The catalogue.
+    pub catalog: Arc<Catalog>,
+}
+
+/// Whether a store takes updates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreHealth {
+    /// It does.
+    Serving,
+    /// A write failed. Nothing more is written until the process is started anew; reads go on.
+    Poisoned,
+}
+
+/// Why a store could not do its work.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// An earlier write failed, so that nobody knows what is on disk.
+    #[error("the store takes no more writes since one failed; start the server anew")]
+    Poisoned,
+    /// Something stored is not as it was written.
+    #[error("the store is damaged: {0}")]
+    Corrupt(String),
+    /// The engine failed.
+    #[error("the store failed: {0}")]
+    Failed(String),
+}
+
+/// Why an update was not stored.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// It must be put differently.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It rewrites more than one atomic step can hold: the extras already stored count too.
+    #[error(
+        "the batch writes {bytes} bytes, with the extras already stored; one step takes \
+         {bytes_max}: split it"
+    )]
+    TooLarge {
+        /// What it would write.
+        bytes: usize,
+        /// What one step takes.
+        bytes_max: usize,
+    },
+    /// The store could not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why completions could not be read.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum FeedError {
+    /// The text is no cursor, or not one of this title's feed in this store.
+    #[error("is not a cursor of this title's feed")]
+    NotACursor,
+    /// Retention has removed completions after the cursor.
+    #[error("is older than what is retained; the oldest cursor is {oldest:?}")]
+    Expired {
+        /// A cursor that works.
+        oldest: Cursor,
+    },
+    /// The cursor names a place that the feed has not reached.
+    #[error("is from the future of this feed; the oldest cursor is {oldest:?}")]
+    InFuture {
+        /// A cursor that works.
+        oldest: Cursor,
+    },
+    /// The store could not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a catalogue was not replaced.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum CatalogError {
+    /// The title is at another revision.
+    #[error("the title's catalogue is at revision {actual}, not {expected}")]
+    RevisionMismatch {
+        /// What the caller expected.
+        expected: u64,
+        /// What is stored.
+        actual: u64,
+    },
+    /// There are as many titles as there may be.
+    #[error("there are {TITLES_MAX} titles already; a store takes no more")]
+    TooManyTitles,
+    /// The store could not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Retention {
+    /// Whether the oldest of `count` completions is to be kept.
+    #[must_use]
+    pub fn keeps(self, count: u64, completed_at: EpochSeconds) -> bool {
+        self.count.is_none_or(|most| count <= most)
+            && self.completed_since.is_none_or(|since| completed_at >= since)
+    }
+}
+
+impl fmt::Debug for dyn Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Store")
+    }
+}

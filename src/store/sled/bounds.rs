@@ -1,0 +1,49 @@
+//! The bounds inside which sled 0.34.7 survives a power cut. sled does not enforce them; we do.
+//!
+//! A tree page larger than a quarter of a segment becomes a file of its own in `blobs/`, which sled
+//! never syncs: so pages must stay small. And a commit group must not span more than one segment
+//! between two syncs. Both were found by cutting the power of thousands of stores.
+
+use crate::domain::BATCH_UPDATES_MAX;
+
+/// sled's segment size, fixed when a store is created.
+pub(super) const SEGMENT_BYTES: usize = 8 << 20;
+
+/// Most entries of one sled page.
+const PAGE_ENTRIES_MAX: usize = 17;
+
+/// Page size from which sled makes a blob.
+const BLOB_BYTES: usize = SEGMENT_BYTES / 4;
+
+/// Largest key and value together.
+pub(super) const ENTRY_BYTES_MAX: usize = 80 << 10;
+
+/// Largest sum of keys and values of one commit group: an eighth of a segment.
+pub(super) const GROUP_BYTES_MAX: usize = SEGMENT_BYTES / 8;
+
+/// Most updates of one commit group; keeps the wait of the first short.
+pub(super) const GROUP_JOBS_MAX: usize = 1024;
+
+/// Most rows that one retention step removes.
+pub(super) const TRIM_ROWS_MAX: usize = 256;
+
+/// Largest `extra` that the server may be configured to take.
+pub const EXTRA_BYTES_MAX: usize = 64 << 10;
+
+/// Default limit of `extra`.
+pub const EXTRA_BYTES_DEFAULT: usize = 16 << 10;
+
+/// A record's key and value without its extra: ids, remembered updates.
+const RECORD_WITHOUT_EXTRA_BYTES_MAX: usize = 2 << 10;
+
+/// A completion's key and value without its extra: ids, texts of the definition.
+const COMPLETION_WITHOUT_EXTRA_BYTES_MAX: usize = 8 << 10;
+
+const _: () = {
+    assert!(PAGE_ENTRIES_MAX * ENTRY_BYTES_MAX < BLOB_BYTES);
+    assert!(EXTRA_BYTES_MAX + COMPLETION_WITHOUT_EXTRA_BYTES_MAX <= ENTRY_BYTES_MAX);
+    let update = 2 * EXTRA_BYTES_DEFAULT
+        + RECORD_WITHOUT_EXTRA_BYTES_MAX
+        + COMPLETION_WITHOUT_EXTRA_BYTES_MAX;
+    assert!(BATCH_UPDATES_MAX * update <= GROUP_BYTES_MAX);
+};

@@ -1,0 +1,100 @@
+//! What is kept in memory of each title's feed: its two ends, and whom to wake.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use crate::domain::{EpochSeconds, Title};
+
+/// The ends of one feed. Completions `trimmed_through + 1 ..= head` are there and durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct FeedEnds {
+    pub(super) trimmed_through: u64,
+    pub(super) head: u64,
+    /// The completed_at of the newest completion there ever was.
+    pub(super) newest_completed_at: EpochSeconds,
+}
+
+/// One feed, shared by the committer, which writes, and by readers.
+pub(super) struct TitleFeed {
+    trimmed_through: AtomicU64,
+    head: AtomicU64,
+    newest_completed_at: AtomicU64,
+    changes: watch::Sender<()>,
+}
+
+/// All feeds. A title's feed is made the first time somebody asks for it.
+#[derive(Default)]
+pub(super) struct Feeds {
+    by_title: RwLock<HashMap<Title, Arc<TitleFeed>>>,
+}
+
+// === impl TitleFeed ===
+
+impl TitleFeed {
+    fn new(ends: FeedEnds) -> Self {
+        Self {
+            trimmed_through: AtomicU64::new(ends.trimmed_through),
+            head: AtomicU64::new(ends.head),
+            newest_completed_at: AtomicU64::new(ends.newest_completed_at.get()),
+            changes: watch::Sender::new(()),
+        }
+    }
+
+    /// The ends now; the head first, so that it is never behind the trimmed end.
+    pub(super) fn ends(&self) -> FeedEnds {
+        let trimmed_through = self.trimmed_through.load(Ordering::SeqCst);
+        FeedEnds {
+            trimmed_through,
+            head: self.head.load(Ordering::SeqCst),
+            newest_completed_at: EpochSeconds::new(self.newest_completed_at.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// Where retention stands now.
+    pub(super) fn trimmed_through(&self) -> u64 {
+        self.trimmed_through.load(Ordering::SeqCst)
+    }
+
+    /// Moves the old end. Readers that are in the middle of what goes will find out by asking for
+    /// the end once more after they have read.
+    pub(super) fn trim(&self, through: u64) {
+        self.trimmed_through.fetch_max(through, Ordering::SeqCst);
+    }
+
+    /// Moves the new end and wakes whoever waits for it.
+    pub(super) fn extend(&self, head: u64, newest_completed_at: EpochSeconds) {
+        self.newest_completed_at.store(newest_completed_at.get(), Ordering::SeqCst);
+        self.head.store(head, Ordering::SeqCst);
+        self.changes.send_replace(());
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+}
+
+// === impl Feeds ===
+
+impl Feeds {
+    pub(super) fn new(ends: HashMap<Title, FeedEnds>) -> Self {
+        let feeds = ends.into_iter().map(|(title, ends)| (title, Arc::new(TitleFeed::new(ends))));
+        Self { by_title: RwLock::new(feeds.collect()) }
+    }
+
+    pub(super) fn of(&self, title: &Title) -> Arc<TitleFeed> {
+        if let Some(feed) = self.by_title.read().get(title) {
+            return feed.clone();
+        }
+        let mut by_title = self.by_title.write();
+        let feed = by_title.entry(title.clone());
+        feed.or_insert_with(|| Arc::new(TitleFeed::new(FeedEnds::default()))).clone()
+    }
+}

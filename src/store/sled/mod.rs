@@ -1,0 +1,297 @@
+//! The store on one machine: sled 0.34.7, inside the bounds in which it survives a power cut.
+//!
+//! Rooms: `open` (files, creation, hygiene) → `verify` → [`SledStore`]; writes go through `commit`
+//! alone, reads through `view`; `keys`, `frame` and `rows` are the format on disk.
+
+mod bounds;
+mod catalogs;
+mod commit;
+mod feeds;
+mod frame;
+mod keys;
+mod open;
+mod read;
+mod rows;
+#[allow(unsafe_code, reason = "defines a C function; the one unsafe module")]
+mod sync_file_range;
+mod verify;
+mod view;
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io,
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use async_trait::async_trait;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::spawn_blocking,
+};
+
+use self::{
+    commit::{Committer, Job, SyncLog},
+    feeds::Feeds,
+    keys::Key,
+    read::{damaged, failed, read_completion, read_records},
+    view::DurableView,
+};
+use super::{
+    Applied, ApplyError, CatalogError, FeedBounds, FeedError, Retention, Store, StoreError,
+    StoreHealth, StoredCatalog, cursor::CursorCodec,
+};
+use crate::{
+    clock::Clock,
+    domain::{Catalog, Completion, Cursor, NodeId, PlayerKey, PlayerUpdate, State, Title},
+};
+
+pub use bounds::{EXTRA_BYTES_DEFAULT, EXTRA_BYTES_MAX};
+pub use open::OpenError;
+pub use verify::Report;
+
+/// Most updates that wait for the committer. A caller beyond that waits for a place, no longer
+/// than its deadline.
+const QUEUE_JOBS_MAX: usize = 4096;
+
+/// Most bytes of completions in one answer of [`Store::completions`], but for its last.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+
+/// See the module.
+pub struct SledStore {
+    view: Arc<DurableView>,
+    feeds: Arc<Feeds>,
+    cursors: CursorCodec,
+    health: watch::Sender<StoreHealth>,
+    /// `None` only while dropping.
+    jobs: Option<mpsc::Sender<Job>>,
+    committer: Option<JoinHandle<()>>,
+    /// Dropped last: the folder is ours until sled has closed.
+    _lock: File,
+}
+
+// === impl SledStore ===
+
+impl SledStore {
+    /// Opens a data folder, or makes it; reads all of it once to see that it is sound.
+    ///
+    /// sled keeps `cache_bytes` of pages in memory, and takes 2 to 2.5 times that in all.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`], whose text says what to do.
+    pub fn open(dir: &Path, cache_bytes: u64, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        let opened = open::open(dir, cache_bytes, true)?;
+        let tree = (*opened.db).clone();
+        let log = opened.log.try_clone();
+        let log = log.map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
+        let sync_log: SyncLog = Box::new(move || {
+            tree.flush().map_err(io::Error::other)?;
+            log.sync_data()
+        });
+        Ok(Self::start(opened, clock, sync_log))
+    }
+
+    /// Opens a data folder that exists, reads all of it, and closes it.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]; [`OpenError::Damaged`] holds what is wrong.
+    pub fn verify(dir: &Path, cache_bytes: u64) -> Result<Report, OpenError> {
+        Ok(open::open(dir, cache_bytes, false)?.report)
+    }
+
+    fn start(opened: open::Opened, clock: Arc<dyn Clock>, sync_log: SyncLog) -> Self {
+        let view = Arc::new(DurableView::new((*opened.db).clone()));
+        let feeds = Arc::new(Feeds::new(opened.report.feeds));
+        let cursors = CursorCodec::new(opened.store_id);
+        let health = watch::Sender::new(StoreHealth::Serving);
+        let (jobs, queue) = mpsc::channel(QUEUE_JOBS_MAX);
+        let committer = Committer {
+            view: view.clone(),
+            feeds: feeds.clone(),
+            cursors,
+            clock,
+            health: health.clone(),
+            sync_log,
+            blobs: opened.blobs,
+        };
+        let committer = thread::Builder::new()
+            .name("committer".to_owned())
+            .spawn(move || committer.run(queue))
+            .expect("a thread can be started while the store opens");
+        let (jobs, committer) = (Some(jobs), Some(committer));
+        Self { view, feeds, cursors, health, jobs, committer, _lock: opened.lock }
+    }
+
+    /// Hands a job to the committer and waits for its answer. Whoever stops waiting does not stop
+    /// the job.
+    async fn submit<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<T>) -> Job,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let jobs = self.jobs.as_ref().ok_or(StoreError::Poisoned)?;
+        jobs.send(job(answer)).await.map_err(|_| StoreError::Poisoned)?;
+        answered.await.map_err(|_| StoreError::Poisoned)
+    }
+
+    /// Runs reads that may be long where they keep nobody waiting.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&DurableView) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let view = self.view.clone();
+        let done = spawn_blocking(move || work(&view)).await;
+        done.map_err(|error| StoreError::Failed(error.to_string()))?
+    }
+}
+
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(committer) = self.committer.take() {
+            let _ = committer.join();
+        }
+    }
+}
+
+#[async_trait]
+impl Store for SledStore {
+    async fn apply(&self, update: PlayerUpdate) -> Result<Applied, ApplyError> {
+        self.submit(|answer| Job::Apply(update, answer)).await?
+    }
+
+    async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
+        let records = read_records(&self.view, player)?;
+        Ok(records.into_iter().map(|(node, stored)| (node, stored.record.state)).collect())
+    }
+
+    async fn feed_bounds(&self, title: &Title) -> Result<FeedBounds, StoreError> {
+        let ends = self.feeds.of(title).ends();
+        Ok(FeedBounds {
+            oldest: self.cursors.encode(title, ends.trimmed_through),
+            newest: self.cursors.encode(title, ends.head),
+        })
+    }
+
+    async fn completions(
+        &self,
+        title: &Title,
+        after: &Cursor,
+        limit: usize,
+    ) -> Result<Vec<Completion>, FeedError> {
+        let sequence = self.cursors.decode(title, after).ok_or(FeedError::NotACursor)?;
+        let feed = self.feeds.of(title);
+        let head = feed.ends().head;
+        let oldest = || self.cursors.encode(title, feed.trimmed_through());
+        if sequence > head {
+            return Err(FeedError::InFuture { oldest: oldest() });
+        }
+        let completions = match sequence == head {
+            true => Vec::new(),
+            false => {
+                let (title, cursors) = (title.clone(), self.cursors);
+                let range = sequence + 1..=head;
+                self.read(move |view| read_feed(view, &title, range, limit, cursors)).await?
+            }
+        };
+        // Retention may have removed rows while we read: only now is the answer sure.
+        if sequence < feed.trimmed_through() {
+            return Err(FeedError::Expired { oldest: oldest() });
+        }
+        let first = completions.first().map(|first| &first.cursor);
+        if first.is_some_and(|first| *first != self.cursors.encode(title, sequence + 1)) {
+            return Err(
+                StoreError::Corrupt(format!("completion {} is missing", sequence + 1)).into()
+            );
+        }
+        Ok(completions)
+    }
+
+    fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
+        self.feeds.of(title).changes()
+    }
+
+    async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError> {
+        let title = title.clone();
+        self.submit(|answer| Job::Trim(title, keep, answer)).await?
+    }
+
+    async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {
+        self.read(|view| catalogs::load(view.tree())).await
+    }
+
+    async fn replace_catalog(
+        &self,
+        title: &Title,
+        expected: u64,
+        catalog: Arc<Catalog>,
+    ) -> Result<StoredCatalog, CatalogError> {
+        let title = title.clone();
+        self.submit(|answer| Job::ReplaceCatalog(title, expected, catalog, answer)).await?
+    }
+
+    async fn count_players(
+        &self,
+        title: &Title,
+        nodes: &BTreeSet<NodeId>,
+    ) -> Result<u64, StoreError> {
+        let (title, nodes) = (title.clone(), nodes.clone());
+        self.read(move |view| {
+            let mut count = 0;
+            let mut last = None;
+            for key in view.tree().scan_prefix(keys::records_of_title(&title)).keys() {
+                let key = key.map_err(failed)?;
+                let Some(Key::Record(player, node)) = Key::decode(&key) else {
+                    return Err(damaged(&key, "stands under a key that is no record's"));
+                };
+                if nodes.contains(&node) && last.as_ref() != Some(&player.player) {
+                    count += 1;
+                    last = Some(player.player);
+                }
+            }
+            Ok(count)
+        })
+        .await
+    }
+
+    fn health(&self) -> watch::Receiver<StoreHealth> {
+        self.health.subscribe()
+    }
+}
+
+/// Completions are written once, and hidden from readers by the feed's head until durable; so they
+/// are read from the tree itself.
+fn read_feed(
+    view: &DurableView,
+    title: &Title,
+    range: std::ops::RangeInclusive<u64>,
+    limit: usize,
+    cursors: CursorCodec,
+) -> Result<Vec<Completion>, StoreError> {
+    let first = keys::completion(title, *range.start());
+    let last = keys::completion(title, *range.end());
+    let mut completions = Vec::new();
+    let mut bytes = 0;
+    let entries = view.tree().range(first..=last).take(limit);
+    for (entry, sequence) in entries.zip(range) {
+        let (key, value) = entry.map_err(failed)?;
+        if key != keys::completion(title, sequence) {
+            // A hole: retention at work, which the caller finds out.
+            break;
+        }
+        completions.push(read_completion(&key, &value, cursors, title, sequence)?);
+        bytes += value.len();
+        if bytes > PAGE_BYTES_MAX {
+            break;
+        }
+    }
+    Ok(completions)
+}
+
+#[cfg(test)]
+#[path = "sled_tests.rs"]
+mod tests;

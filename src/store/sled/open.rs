@@ -1,0 +1,276 @@
+//! Creating and opening a data folder.
+//!
+//! | in the folder | what |
+//! |---|---|
+//! | `lock` | held by the process that has the folder open |
+//! | `store/` | sled's files |
+//! | `store.creating/` | a creation that was cut short; removed |
+//! | `store/quarantine/` | snapshots that sled could not read; kept for inspection |
+//!
+//! A store is made under another name, synced and renamed, because sled cannot open a folder whose
+//! `conf` was torn while it was first written.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File, TryLockError},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sled::Db;
+use thiserror::Error;
+
+use super::{
+    bounds::SEGMENT_BYTES,
+    catalogs, frame,
+    keys::Key,
+    sync_file_range,
+    verify::{Report, verify},
+};
+use crate::{proto::rows::StoreRow, store::StoreError};
+
+/// How long to wait for another process to let go of the folder: one that is just stopping.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a data folder could not be opened.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process has it open.
+    #[error("`{0}` is in use by another process; stop that one, or pass another folder")]
+    InUse(PathBuf),
+    /// The operating system refused something.
+    #[error("`{path}`: {source}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// sled could not open its files.
+    #[error("`{path}` cannot be opened: {cause}; keep a copy of the folder, and restore a backup")]
+    Unreadable {
+        /// Where.
+        path: PathBuf,
+        /// What sled said.
+        cause: String,
+    },
+    /// The files open, but what they hold is not sound.
+    #[error(
+        "`{path}` is damaged; keep a copy of the folder, and restore a backup:\n  {}",
+        problems.join("\n  ")
+    )]
+    Damaged {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong.
+        problems: Vec<String>,
+    },
+    /// sled does not sync its log the way this program needs.
+    #[error(
+        "sled's writes do not come through this program's sync; it was not built as it must be"
+    )]
+    NotSynced,
+}
+
+/// A data folder that is open and sound.
+pub(super) struct Opened {
+    pub(super) db: Db,
+    pub(super) report: Report,
+    pub(super) store_id: u64,
+    /// Our own handle to sled's log, to sync it.
+    pub(super) log: File,
+    pub(super) blobs: PathBuf,
+    /// Dropped last: the folder is ours until sled has closed.
+    pub(super) lock: File,
+}
+
+/// Opens a data folder, and makes it first where it does not exist and `create` says so.
+pub(super) fn open(dir: &Path, cache_bytes: u64, create: bool) -> Result<Opened, OpenError> {
+    if create {
+        fs::create_dir_all(dir).map_err(at(dir))?;
+    }
+    let lock = lock(dir)?;
+    let store = dir.join("store");
+    remove_dir(&dir.join("store.creating"))?;
+    if !store.exists() {
+        if !create {
+            return Err(at(&store)(io::ErrorKind::NotFound.into()));
+        }
+        create_store(dir, &store)?;
+    }
+
+    let log_path = store.join("db");
+    let log = File::options().read(true).write(true).open(&log_path).map_err(at(&log_path))?;
+    // What a crash left in the page cache must not be lost by the next power cut.
+    log.sync_data().map_err(at(&log_path))?;
+    check_blobs(&store)?;
+    let db = open_sled(&store, cache_bytes)?;
+    log.sync_data().map_err(at(&log_path))?;
+    sync_dir(&store)?;
+
+    let broken = |error: StoreError| unreadable(&store)(error.to_string());
+    let report = verify(&db).map_err(broken)?;
+    let Some(row) = report.store.filter(|_| report.problems.is_empty()) else {
+        return Err(OpenError::Damaged { path: store, problems: report.problems });
+    };
+    for step in catalogs::leftovers(&db).map_err(broken)? {
+        for (key, _) in step {
+            db.remove(key).map_err(|error| unreadable(&store)(error.to_string()))?;
+        }
+    }
+    let row = StoreRow { open_count: row.open_count + 1, ..row };
+    let calls = sync_file_range::calls();
+    write_store_row(&db, &row).map_err(|error| unreadable(&store)(error.to_string()))?;
+    if cfg!(target_os = "linux") && sync_file_range::calls() == calls {
+        return Err(OpenError::NotSynced);
+    }
+    Ok(Opened { db, report, store_id: row.store_id, log, blobs: store.join("blobs"), lock })
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(at(&path))?;
+    for attempt in 1..=LOCK_ATTEMPTS {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(source)) => return Err(OpenError::Io { path, source }),
+            Err(TryLockError::WouldBlock) if attempt == LOCK_ATTEMPTS => break,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+        }
+    }
+    Err(OpenError::InUse(dir.to_owned()))
+}
+
+fn create_store(dir: &Path, store: &Path) -> Result<(), OpenError> {
+    let creating = dir.join("store.creating");
+    {
+        let db = open_sled(&creating, 1 << 20)?;
+        let row = StoreRow { store_id: fastrand::u64(..), open_count: 0 };
+        write_store_row(&db, &row).map_err(|error| unreadable(&creating)(error.to_string()))?;
+    }
+    sync_tree(&creating)?;
+    fs::rename(&creating, store).map_err(at(store))?;
+    sync_dir(dir)?;
+    // The folder itself may be new as well.
+    match dir.canonicalize().map_err(at(dir))?.parent() {
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    }
+}
+
+fn write_store_row(db: &Db, row: &StoreRow) -> sled::Result<()> {
+    let key = Key::Store.encode();
+    let value = frame::encode(&key, row);
+    db.insert(key, value)?;
+    db.flush().map(drop)
+}
+
+fn open_sled(store: &Path, cache_bytes: u64) -> Result<Db, OpenError> {
+    remove_half_written_snapshots(store)?;
+    let db = match try_open_sled(store, cache_bytes) {
+        Err(sled::Error::Corruption { .. }) => {
+            quarantine_snapshots(store)?;
+            try_open_sled(store, cache_bytes)
+        }
+        other => other,
+    };
+    db.map_err(|error| unreadable(store)(error.to_string()))
+}
+
+/// sled panics on some kinds of damage; that is an error of the folder, not of this program.
+fn try_open_sled(store: &Path, cache_bytes: u64) -> sled::Result<Db> {
+    let config = sled::Config::new()
+        .path(store)
+        .segment_size(SEGMENT_BYTES)
+        .cache_capacity(cache_bytes)
+        .flush_every_ms(None)
+        .use_compression(false);
+    catch_unwind(AssertUnwindSafe(|| config.open())).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
+        Err(sled::Error::ReportableBug(text.unwrap_or_else(|| "sled panicked".to_owned())))
+    })
+}
+
+/// A snapshot that a crash cut short keeps sled from opening; sled makes a new one.
+fn remove_half_written_snapshots(store: &Path) -> Result<(), OpenError> {
+    for path in snapshots(store)? {
+        if path.extension() == Some(OsStr::new("generating")) {
+            fs::remove_file(&path).map_err(at(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Without its snapshot, sled rebuilds everything from the log.
+fn quarantine_snapshots(store: &Path) -> Result<(), OpenError> {
+    let quarantine = store.join("quarantine");
+    fs::create_dir_all(&quarantine).map_err(at(&quarantine))?;
+    for path in snapshots(store)? {
+        tracing::warn!(?path, "sled could not read this snapshot; rebuilding from the log");
+        let name = path.file_name().unwrap_or_default();
+        fs::rename(&path, quarantine.join(name)).map_err(at(&path))?;
+    }
+    sync_dir(store)
+}
+
+fn snapshots(store: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let entries = match fs::read_dir(store) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(at(store))?,
+    };
+    let paths: io::Result<Vec<_>> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut paths = paths.map_err(at(store))?;
+    paths.retain(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("snap."))
+    });
+    Ok(paths)
+}
+
+fn check_blobs(store: &Path) -> Result<(), OpenError> {
+    let blobs = store.join("blobs");
+    let is_empty = match fs::read_dir(&blobs) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        entries => entries.map_err(at(&blobs))?.next().is_none(),
+    };
+    match is_empty {
+        true => Ok(()),
+        false => Err(unreadable(store)("it has files in `blobs`, which are never synced".into())),
+    }
+}
+
+/// Syncs every file and folder below, and the folder itself.
+fn sync_tree(dir: &Path) -> Result<(), OpenError> {
+    for entry in fs::read_dir(dir).map_err(at(dir))? {
+        let path = entry.map_err(at(dir))?.path();
+        match path.is_dir() {
+            true => sync_tree(&path)?,
+            false => File::open(&path).and_then(|file| file.sync_all()).map_err(at(&path))?,
+        }
+    }
+    sync_dir(dir)
+}
+
+fn sync_dir(dir: &Path) -> Result<(), OpenError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(at(dir))
+}
+
+fn remove_dir(dir: &Path) -> Result<(), OpenError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> OpenError {
+    move |source| OpenError::Io { path: path.to_owned(), source }
+}
+
+fn unreadable(path: &Path) -> impl Fn(String) -> OpenError {
+    move |cause| OpenError::Unreadable { path: path.to_owned(), cause }
+}

@@ -1,0 +1,70 @@
+//! Reading rows: every value is checked, and every failure says which key.
+
+use super::{
+    frame, keys,
+    rows::{StoredRecord, completion_from_row},
+    view::DurableView,
+};
+use crate::{
+    domain::{Completion, NodeId, PlayerKey, Title},
+    proto::rows::CompletionRow,
+    store::{StoreError, cursor::CursorCodec},
+};
+
+/// Reads a record's value.
+pub(super) fn read_record(key: &[u8], value: &[u8]) -> Result<StoredRecord, StoreError> {
+    let row = read_row(key, value)?;
+    StoredRecord::from_row(&row).ok_or_else(|| damaged(key, "holds impossible numbers"))
+}
+
+/// Reads any value.
+pub(super) fn read_row<T: prost::Message + Default>(
+    key: &[u8],
+    value: &[u8],
+) -> Result<T, StoreError> {
+    frame::decode(key, value).map_err(|error| damaged(key, &error.to_string()))
+}
+
+/// Says which key is damaged, and how.
+pub(super) fn damaged(key: &[u8], how: &str) -> StoreError {
+    match keys::Key::decode(key) {
+        Some(key) => StoreError::Corrupt(format!("the value of {key:?} {how}")),
+        None => StoreError::Corrupt(format!("the value of key {key:02x?} {how}")),
+    }
+}
+
+/// An error of sled itself.
+pub(super) fn failed(error: sled::Error) -> StoreError {
+    StoreError::Failed(error.to_string())
+}
+
+/// The records of a player, read from the durable view.
+pub(super) fn read_records(
+    view: &DurableView,
+    player: &PlayerKey,
+) -> Result<Vec<(NodeId, StoredRecord)>, StoreError> {
+    let entries = view.scan(&keys::records_of_player(player)).map_err(failed)?;
+    let mut records = Vec::with_capacity(entries.len());
+    for (key, value) in entries {
+        match keys::Key::decode(&key) {
+            Some(keys::Key::Record(_, node)) => records.push((node, read_record(&key, &value)?)),
+            _ => return Err(damaged(&key, "stands under a key that is no record's")),
+        }
+    }
+    records.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(records)
+}
+
+/// Reads a completion's value.
+pub(super) fn read_completion(
+    key: &[u8],
+    value: &[u8],
+    cursors: CursorCodec,
+    title: &Title,
+    sequence: u64,
+) -> Result<Completion, StoreError> {
+    let row: CompletionRow = read_row(key, value)?;
+    let cursor = cursors.encode(title, sequence);
+    completion_from_row(&row, title.clone(), cursor)
+        .ok_or_else(|| damaged(key, "is no possible completion"))
+}
