@@ -1,9 +1,21 @@
 //! Accolade: achievement progress with versions, and a durable stream of completions, over gRPC.
 
+/// Catalogue files in, one live catalogue a title out.
+pub mod catalog;
+/// The command line.
+pub mod cli;
 pub mod clock;
+pub mod config;
 /// Ids, definitions, records, the rules of a set: pure.
 pub mod domain;
+/// Following and reading the feed of completions.
+pub mod feed;
 /// Generated from `proto/`: the API, and the rows on disk.
 pub mod proto;
+/// What listens, within which limits, and how it stops.
+pub mod server;
+/// The API: messages in and out.
+pub mod service;
 /// Where everything is kept: the trait, sled, memory.
 pub mod store;
+pub mod telemetry;

@@ -12,6 +12,8 @@ use super::{IdError, MaxProgress, NodeId, ValueError};
 /// Most definitions of one title.
 pub const DEFINITIONS_MAX: usize = 4096;
 
+/// Most bytes of all texts of one title's definitions, so that a catalogue fits one message.
+const CATALOG_BYTES_MAX: usize = 3 << 20;
 const NAME_BYTES_MAX: usize = 256;
 const DESCRIPTION_BYTES_MAX: usize = 2048;
 const ICON_BYTES_MAX: usize = 256;
@@ -87,6 +89,17 @@ pub struct CatalogDiff {
     pub removed: Vec<NodeId>,
     /// Nodes that are gone or have another target: what players can notice in their records.
     pub noticed: BTreeSet<NodeId>,
+}
+
+// === impl DefinitionDraft ===
+
+impl DefinitionDraft {
+    fn text_bytes(&self) -> usize {
+        let ids = self.node_id.len() + self.parent_id.len();
+        let icons = self.unfinished_icon.len() + self.finished_icon.len();
+        let texts = self.display_name.len() + self.description.len() + self.metadata.len();
+        ids + icons + texts
+    }
 }
 
 // === impl Definition ===
@@ -197,6 +210,11 @@ impl Catalog {
         let count = drafts.len();
         if count == 0 || count > DEFINITIONS_MAX {
             let problem = format!("are {count}; pass 1 to {DEFINITIONS_MAX}");
+            return Err(vec![CatalogMistake { index: None, field: "definitions", problem }]);
+        }
+        let bytes: usize = drafts.iter().map(DefinitionDraft::text_bytes).sum();
+        if bytes > CATALOG_BYTES_MAX {
+            let problem = format!("have {bytes} bytes of text; pass at most {CATALOG_BYTES_MAX}");
             return Err(vec![CatalogMistake { index: None, field: "definitions", problem }]);
         }
         let mut mistakes = Vec::new();

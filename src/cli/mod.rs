@@ -1,0 +1,122 @@
+//! The command line.
+
+mod catalog;
+mod connect;
+mod offline;
+mod print;
+mod records;
+mod serve;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use thiserror::Error;
+use tonic::Status;
+
+use crate::{catalog::CatalogFileError, config::ConfigError, server::ServeError};
+
+use self::connect::ConnectError;
+
+/// For a mistake in the command or the settings; `EX_USAGE` of `sysexits.h`.
+const EXIT_USAGE: u8 = 64;
+
+/// For `set`, where the answer is code 5.
+const EXIT_CONFLICT: u8 = 5;
+
+/// Achievement progress with versions, and a durable stream of completions, over gRPC.
+#[derive(Debug, Parser)]
+#[command(name = "accolade", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service
+    Serve(serve::ServeArgs),
+    /// Check flags, environment and configuration file, and the catalogue files they name
+    CheckConfig(serve::ServeArgs),
+    /// Read a player's records
+    Get(records::GetArgs),
+    /// Change a player's record; exits with 5 on a conflict
+    Set(records::SetArgs),
+    /// Follow completions as they happen
+    Watch(watch::WatchArgs),
+    /// Apply, show or list catalogues
+    #[command(subcommand)]
+    Catalog(catalog::CatalogCommand),
+    /// Read a whole data folder and check it; no server may have it open
+    Verify(offline::VerifyArgs),
+}
+
+/// Why a command failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CliError {
+    /// The settings are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The arguments are wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// The service failed.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// A catalogue file is wrong.
+    #[error(transparent)]
+    CatalogFile(#[from] CatalogFileError),
+    /// The server cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The server said no.
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(Box<Status>),
+    /// A data folder is not sound.
+    #[error("{0}")]
+    Unsound(String),
+}
+
+impl CliError {
+    /// What to end the process with.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) | Self::Usage(_) | Self::CatalogFile(_) => ExitCode::from(EXIT_USAGE),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+impl From<Status> for CliError {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
+}
+
+/// Reads the command line; ends the process where it is wrong, or only asks for help.
+#[must_use]
+pub fn parse() -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        let _ = error.print();
+        std::process::exit(if error.use_stderr() { i32::from(EXIT_USAGE) } else { 0 })
+    })
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+///
+/// [`CliError`], whose text says what to do.
+pub async fn run(cli: Cli) -> Result<ExitCode, CliError> {
+    match cli.command {
+        Command::Serve(args) => serve::serve(args).await,
+        Command::CheckConfig(args) => serve::check_config(args),
+        Command::Get(args) => records::get(args).await,
+        Command::Set(args) => records::set(args).await,
+        Command::Watch(args) => watch::watch(args).await,
+        Command::Catalog(command) => catalog::run(command).await,
+        Command::Verify(args) => offline::verify(&args),
+    }
+}

@@ -1,0 +1,28 @@
+//! Messages as JSON: proto3's own mapping, every field shown, named as in the `.proto` files.
+
+use std::sync::OnceLock;
+
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+
+use crate::proto::DESCRIPTORS;
+
+/// One line of JSON; `name` is the message's name in package `accolade.v1`.
+pub(super) fn json(name: &str, message: &impl Message) -> String {
+    let options = SerializeOptions::new().skip_default_fields(false).use_proto_field_name(true);
+    let mut line = Vec::new();
+    let mut serializer = serde_json::Serializer::new(&mut line);
+    let dynamic = dynamic(name, &message.encode_to_vec());
+    dynamic
+        .serialize_with_options(&mut serializer, &options)
+        .expect("a decoded message can be written");
+    String::from_utf8(line).expect("JSON is UTF-8")
+}
+
+fn dynamic(name: &str, bytes: &[u8]) -> DynamicMessage {
+    static POOL: OnceLock<DescriptorPool> = OnceLock::new();
+    let decode = || DescriptorPool::decode(DESCRIPTORS).expect("descriptors are sound");
+    let descriptor = POOL.get_or_init(decode).get_message_by_name(&format!("accolade.v1.{name}"));
+    DynamicMessage::decode(descriptor.expect("the message is of the API"), bytes)
+        .expect("a message reads back")
+}

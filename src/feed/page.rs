@@ -1,0 +1,79 @@
+//! Reading a title's feed in pages.
+
+use crate::{
+    domain::{Completion, CompletionFilter, Cursor, Title},
+    feed::Start,
+    store::{FeedError, Store},
+};
+
+/// Completions looked at for one page, wanted or not: the bound on its work.
+const SCANNED_MAX: usize = 10_000;
+const READ_AT_ONCE: usize = 1000;
+
+/// Most bytes of texts and extras in one page, but for its last completion.
+const PAGE_BYTES_MAX: usize = 1 << 20;
+
+/// What to read.
+#[derive(Clone, Debug)]
+pub struct PageRequest {
+    /// The title.
+    pub title: Title,
+    /// Where to begin; never [`Start::Now`], after which there is nothing.
+    pub after: Start,
+    /// What is wanted.
+    pub filter: CompletionFilter,
+    /// Most completions to give.
+    pub size: usize,
+}
+
+/// A page of a feed.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The completions that passed the filter.
+    pub completions: Vec<Completion>,
+    /// Everything up to here was given, or did not pass.
+    pub cursor: Cursor,
+    /// Whether the feed ends here for now.
+    pub is_last: bool,
+}
+
+/// Reads one page.
+///
+/// # Errors
+///
+/// [`FeedError`], as for a watch.
+pub async fn page(store: &dyn Store, request: PageRequest) -> Result<Page, FeedError> {
+    let PageRequest { title, after, filter, size } = request;
+    let bounds = store.feed_bounds(&title).await?;
+    let mut cursor = match after {
+        Start::Now => bounds.newest,
+        Start::Oldest => bounds.oldest,
+        Start::After(cursor) => cursor,
+    };
+    let mut completions = Vec::new();
+    let (mut scanned, mut bytes) = (0, 0);
+    loop {
+        let read = store.completions(&title, &cursor, READ_AT_ONCE).await?;
+        if read.is_empty() {
+            return Ok(Page { completions, cursor, is_last: true });
+        }
+        for completion in read {
+            if completions.len() == size || scanned == SCANNED_MAX || bytes > PAGE_BYTES_MAX {
+                return Ok(Page { completions, cursor, is_last: false });
+            }
+            scanned += 1;
+            cursor = completion.cursor.clone();
+            if filter.admits(&completion) {
+                bytes += weight(&completion);
+                completions.push(completion);
+            }
+        }
+    }
+}
+
+/// About how many bytes a completion takes.
+fn weight(completion: &Completion) -> usize {
+    let draft = completion.node.definition().draft();
+    let texts = [&draft.display_name, &draft.description, &draft.metadata];
+    completion.extra.as_str().len() + texts.iter().map(|text| text.len()).sum::<usize>()
+}

@@ -1,0 +1,279 @@
+//! The server: what listens, within which limits, and how it stops.
+
+mod announce;
+mod refusals;
+mod reload;
+
+use std::{io, sync::Arc};
+
+use thiserror::Error;
+use tokio::{net::TcpListener, task::JoinSet, time};
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::{Router, TcpIncoming};
+use tonic_health::server::HealthReporter;
+
+use self::{refusals::RefusalsLayer, reload::CatalogFile};
+use crate::{
+    catalog::{self, CatalogFileError, Catalogs},
+    clock::{Clock, SystemClock},
+    config::Settings,
+    domain::Title,
+    feed::retain,
+    proto::{
+        DESCRIPTORS,
+        v1::{
+            achievement_storage_service_server::{
+                AchievementStorageServiceServer as StorageServer, SERVICE_NAME as STORAGE_SERVICE,
+            },
+            catalog_service_server::{
+                CatalogServiceServer as CatalogServer, SERVICE_NAME as CATALOG_SERVICE,
+            },
+            completion_service_server::{
+                CompletionServiceServer as CompletionServer, SERVICE_NAME as COMPLETION_SERVICE,
+            },
+        },
+    },
+    service::{CatalogApi, CompletionApi, StorageApi},
+    store::{
+        CatalogError, Store, StoreError, StoreHealth,
+        sled::{OpenError, SledStore},
+    },
+};
+
+/// Largest catalogue as a message: its texts, with room for the rest.
+const CATALOG_MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Largest sum of a request's headers.
+const HEADER_BYTES_MAX: u32 = 8 << 10;
+
+/// Streams that a client has reset and that still wait to be accepted, before the connection is
+/// closed: the defence against rapid resets (CVE-2023-44487).
+const PENDING_RESET_STREAMS_MAX: usize = 100;
+
+/// Streams that this side has reset for protocol errors, before the connection is closed: the
+/// defence against provoked resets (CVE-2025-8671).
+const LOCAL_RESET_STREAMS_MAX: usize = 1024;
+
+/// How often an idle TCP connection is probed by the kernel.
+const TCP_KEEPALIVE: time::Duration = time::Duration::from_secs(60);
+
+/// How often the old ends of feeds are trimmed.
+const RETENTION_INTERVAL: time::Duration = time::Duration::from_secs(1);
+
+/// Why the server did not start or did not go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The data folder could not be opened.
+    #[error("the data folder {0}")]
+    Open(#[from] OpenError),
+    /// The store failed while starting.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A catalogue could not be stored.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// Catalogue files are wrong; all of them are named.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    CatalogFiles(Vec<CatalogFileError>),
+    /// The address could not be taken.
+    #[error("cannot listen on {address}: {source}; pass another --listen")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The transport failed.
+    #[error("the server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// A server that has opened everything and listens, but does not answer yet.
+pub struct Server {
+    settings: Settings,
+    store: Arc<dyn Store>,
+    catalogs: Catalogs,
+    listener: TcpListener,
+    files: Vec<CatalogFile>,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Opens the store, brings the catalogues up to date and binds the address.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`], whose text says what to do.
+    pub async fn open(settings: Settings) -> Result<Self, ServeError> {
+        let (dir, cache_bytes) = (settings.data.clone(), settings.cache_bytes);
+        let opening = tokio::task::spawn_blocking(move || {
+            SledStore::open(&dir, cache_bytes, Arc::new(SystemClock))
+        });
+        let store = opening.await.map_err(|error| StoreError::Failed(error.to_string()))??;
+        let store: Arc<dyn Store> = Arc::new(store);
+        let catalogs = Catalogs::open(store.clone()).await?;
+
+        let files = settings.catalogs.iter();
+        let files = files.map(|(title, path)| CatalogFile::new(title.clone(), path.clone()));
+        let mut files: Vec<_> = files.collect();
+        let mut mistakes = Vec::new();
+        for file in &mut files {
+            match file.load().await {
+                Ok(catalog) => drop(catalogs.apply(file.title(), catalog, None, false).await?),
+                Err(error) => mistakes.push(error),
+            }
+        }
+        if !mistakes.is_empty() {
+            return Err(ServeError::CatalogFiles(mistakes));
+        }
+        if catalogs.all().is_empty() {
+            let title = Title::parse("demo").expect("`demo` is an id");
+            catalogs.apply(&title, catalog::demo(), None, false).await?;
+        }
+
+        let address = settings.listen;
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| ServeError::Listen { address, source })?;
+        Ok(Self { settings, store, catalogs, listener, files })
+    }
+
+    /// The text to print once the server listens: where, and what to try.
+    #[must_use]
+    pub fn announcement(&self) -> String {
+        let address = self.listener.local_addr().unwrap_or(self.settings.listen);
+        announce::text(address, &self.settings.data, &self.catalogs.all())
+    }
+
+    /// Answers until `stop` is cancelled, then finishes what is open, within the time the settings
+    /// give. True where everything was finished.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError::Transport`] where listening fails.
+    pub async fn run(self, stop: CancellationToken) -> Result<bool, ServeError> {
+        let Self { settings, store, catalogs, listener, files } = self;
+        let drain = CancellationToken::new();
+        let (health, health_server) = tonic_health::server::health_reporter();
+        report(&health, true).await;
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(follow_health(store.clone(), health.clone()));
+        tasks.spawn(trim_feeds(store.clone(), catalogs.clone(), settings.clone()));
+        tasks.spawn(reload::follow(files, catalogs.clone(), settings.catalog_poll));
+
+        let storage = StorageApi::new(
+            store.clone(),
+            catalogs.clone(),
+            settings.extra_bytes_max,
+            settings.response_bytes_max,
+        );
+        let completion = CompletionApi::new(store.clone(), catalogs.clone(), drain.clone());
+        let from_files = settings.catalogs.keys().cloned().collect();
+        let catalog = CatalogApi::new(store, catalogs, from_files);
+        let router = transport(&settings)
+            .add_service(
+                StorageServer::new(storage)
+                    .max_decoding_message_size(settings.request_bytes_max)
+                    .max_encoding_message_size(settings.response_bytes_max),
+            )
+            .add_service(
+                CompletionServer::new(completion)
+                    .max_decoding_message_size(settings.request_bytes_max)
+                    .max_encoding_message_size(settings.response_bytes_max),
+            )
+            .add_service(
+                CatalogServer::new(catalog)
+                    .max_decoding_message_size(CATALOG_MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(CATALOG_MESSAGE_BYTES_MAX),
+            )
+            .add_service(health_server);
+        let router = with_reflection(router, settings.reflection);
+
+        let incoming = incoming(listener);
+        let serving =
+            router.serve_with_incoming_shutdown(incoming, drain.clone().cancelled_owned());
+        let mut serving = std::pin::pin!(serving);
+        tokio::select! {
+            ended = &mut serving => ended?,
+            () = stop.cancelled() => {}
+        }
+
+        tracing::info!("stopping: finishing what is open");
+        report(&health, false).await;
+        drain.cancel();
+        // A connection that never says anything must not hold the process (hyper issue 4170).
+        let finished = time::timeout(settings.drain_time_max, serving).await;
+        tasks.shutdown().await;
+        match finished {
+            Ok(ended) => ended.map(|()| true).map_err(ServeError::from),
+            Err(_) => Ok(false),
+        }
+    }
+}
+
+type Layers = tower::layer::util::Stack<RefusalsLayer, tower::layer::util::Identity>;
+
+fn transport(settings: &Settings) -> tonic::transport::Server<Layers> {
+    tonic::transport::Server::builder()
+        .layer(RefusalsLayer::new(settings.request_time_max))
+        .max_concurrent_streams(settings.streams_per_connection_max)
+        .http2_keepalive_interval(Some(settings.keepalive_interval))
+        .http2_keepalive_timeout(Some(settings.keepalive_timeout))
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESET_STREAMS_MAX))
+        .http2_max_local_error_reset_streams(Some(LOCAL_RESET_STREAMS_MAX))
+}
+
+fn with_reflection(router: Router<Layers>, is_on: bool) -> Router<Layers> {
+    if !is_on {
+        return router;
+    }
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let sound = "descriptors made by the build are sound";
+    router
+        .add_service(builder().build_v1().expect(sound))
+        .add_service(builder().build_v1alpha().expect(sound))
+}
+
+fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<tokio::net::TcpStream>> {
+    TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEPALIVE))
+}
+
+async fn report(health: &HealthReporter, is_serving: bool) {
+    use tonic_health::ServingStatus;
+    let status = if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in ["", STORAGE_SERVICE, COMPLETION_SERVICE, CATALOG_SERVICE] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Says NOT_SERVING as soon as the store takes no more writes.
+async fn follow_health(store: Arc<dyn Store>, health: HealthReporter) {
+    let mut changes = store.health();
+    if changes.wait_for(|health| *health == StoreHealth::Poisoned).await.is_ok() {
+        report(&health, false).await;
+    }
+}
+
+async fn trim_feeds(store: Arc<dyn Store>, catalogs: Catalogs, settings: Settings) {
+    let mut interval = time::interval(RETENTION_INTERVAL);
+    interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        let titles: Vec<_> = catalogs.all().keys().cloned().collect();
+        let now = SystemClock.now();
+        match retain(&*store, &titles, now, settings.retention).await {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(removed, "retention removed completions"),
+            Err(StoreError::Poisoned) => return,
+            Err(error) => tracing::error!(%error, "retention failed"),
+        }
+    }
+}

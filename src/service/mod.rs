@@ -1,0 +1,21 @@
+//! The API: messages in, domain values through, messages out. Nothing is decided here but how a
+//! thing is said on the wire; `status` is the one table from errors to status codes.
+
+mod catalog;
+mod completion;
+mod parse;
+mod status;
+mod storage;
+mod wire;
+
+pub use catalog::CatalogApi;
+pub use completion::CompletionApi;
+pub use status::{DOMAIN, refusal};
+pub use storage::StorageApi;
+pub use wire::definition as definition_message;
+
+/// Most ids in one filter of a request.
+pub const FILTER_IDS_MAX: usize = 256;
+
+/// Most players of one BatchGet.
+pub const BATCH_PLAYERS_MAX: usize = 100;

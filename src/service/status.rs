@@ -1,0 +1,172 @@
+//! The one table from errors to statuses. Every status carries `ErrorInfo` with a reason; what a
+//! caller sent wrong also `BadRequest` with a line a field; internal causes go to the log only,
+//! with an id that the caller gets too.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::parse::Violation;
+use crate::{
+    domain::{CatalogMistake, Cursor, NodeId, Refusal, Title},
+    feed::WatchError,
+    store::{ApplyError, CatalogError, FeedError, StoreError},
+};
+
+/// The domain of every `ErrorInfo`.
+pub const DOMAIN: &str = "accolade";
+
+/// A status with `ErrorInfo`.
+#[must_use]
+pub fn refusal(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    with_metadata(code, reason, message, [])
+}
+
+fn with_metadata<const N: usize>(
+    code: Code,
+    reason: &str,
+    message: impl Into<String>,
+    metadata: [(&str, String); N],
+) -> Status {
+    let metadata: HashMap<_, _> =
+        metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    Status::with_error_details(code, message, details)
+}
+
+/// Fields that are wrong.
+pub(super) fn invalid(violations: Vec<Violation>) -> Status {
+    // A status travels in headers, which clients bound at 8 KiB or so.
+    const SHOWN_MAX: usize = 20;
+    let more = violations.len().saturating_sub(SHOWN_MAX);
+    let rest = (more > 0).then(|| Violation {
+        field: "request".to_owned(),
+        problem: format!("has {more} more mistakes"),
+    });
+    let mut details = ErrorDetails::with_error_info("FIELD_INVALID", DOMAIN, HashMap::new());
+    let texts: Vec<_> = violations
+        .into_iter()
+        .take(SHOWN_MAX)
+        .chain(rest)
+        .map(|Violation { field, problem }| {
+            details.add_bad_request_violation(&field, &problem);
+            format!("`{field}` {problem}")
+        })
+        .collect();
+    Status::with_error_details(Code::InvalidArgument, texts.join("; "), details)
+}
+
+/// Definitions that are wrong.
+pub(super) fn invalid_catalog(mistakes: Vec<CatalogMistake>) -> Status {
+    let violations = mistakes.into_iter().map(|CatalogMistake { index, field, problem }| {
+        let field = match index {
+            Some(index) => format!("definitions[{index}].{field}"),
+            None => field.to_owned(),
+        };
+        Violation { field, problem }
+    });
+    invalid(violations.collect())
+}
+
+/// A title that no catalogue was applied for.
+pub(super) fn title_not_found(title: &Title) -> Status {
+    let message = format!("title {title:?} is unknown; apply a catalogue for it first");
+    refusal(Code::NotFound, "TITLE_NOT_FOUND", message)
+}
+
+/// A node that the catalogue does not have.
+pub(super) fn node_not_found(title: &Title, node: &NodeId) -> Status {
+    let message = format!("the catalogue of title {title:?} has no node {node:?}");
+    refusal(Code::NotFound, "NODE_NOT_FOUND", message)
+}
+
+/// An answer that is larger than a message may be.
+pub(super) fn response_too_large(bytes: usize, bytes_max: usize, remedy: &str) -> Status {
+    let message = format!("the answer takes {bytes} bytes, one message {bytes_max}; {remedy}");
+    refusal(Code::ResourceExhausted, "RESPONSE_TOO_LARGE", message)
+}
+
+/// A title whose catalogue is read from a file.
+pub(super) fn managed_by_file(title: &Title) -> Status {
+    let message = format!("the catalogue of title {title:?} is read from a file: change the file");
+    refusal(Code::FailedPrecondition, "CATALOG_MANAGED_BY_FILE", message)
+}
+
+pub(super) fn from_store(error: StoreError) -> Status {
+    match error {
+        StoreError::Poisoned => refusal(
+            Code::Unavailable,
+            "STORE_POISONED",
+            "the store takes no more writes since one failed; the operator must look after it",
+        ),
+        other => internal(&other),
+    }
+}
+
+/// `prefix` gives the path to the fields of one of the updates.
+pub(super) fn from_apply(error: ApplyError, prefix: impl Fn(usize) -> String) -> Status {
+    match error {
+        ApplyError::Refused(refused @ Refusal::ExtraWithoutVersion { index }) => {
+            let field = format!("{}expected_version", prefix(index));
+            invalid(vec![Violation { field, problem: format!("is missing: {refused}") }])
+        }
+        ApplyError::TooLarge { .. } => {
+            let field = "updates".to_owned();
+            invalid(vec![Violation { field, problem: format!("are too large: {error}") }])
+        }
+        ApplyError::Store(error) => from_store(error),
+    }
+}
+
+/// `field` is where the cursor came from.
+pub(super) fn from_feed(error: FeedError, field: &str) -> Status {
+    let out_of_range = |reason, oldest: &Cursor| {
+        let oldest = oldest.as_str().to_owned();
+        let message = format!("`{field}` {error}");
+        with_metadata(Code::OutOfRange, reason, message, [("oldest", oldest)])
+    };
+    match &error {
+        FeedError::NotACursor => invalid(vec![Violation {
+            field: field.to_owned(),
+            problem: format!("{error}; pass one that this server gave you, or none"),
+        }]),
+        FeedError::Expired { oldest } => out_of_range("CURSOR_EXPIRED", oldest),
+        FeedError::InFuture { oldest } => out_of_range("CURSOR_IN_FUTURE", oldest),
+        FeedError::Store(error) => from_store(error.clone()),
+    }
+}
+
+pub(super) fn from_watch(error: WatchError) -> Status {
+    match error {
+        WatchError::Draining { ref cursor } => {
+            let cursor = cursor.as_str().to_owned();
+            let message = error.to_string();
+            with_metadata(Code::Unavailable, "DRAINING", message, [("cursor", cursor)])
+        }
+        WatchError::Feed(error) => from_feed(error, "after"),
+    }
+}
+
+pub(super) fn from_catalog(error: CatalogError) -> Status {
+    match error {
+        CatalogError::RevisionMismatch { actual, .. } => with_metadata(
+            Code::Aborted,
+            "CATALOG_REVISION_MISMATCH",
+            format!("{error}; read it again, then apply"),
+            [("revision", actual.to_string())],
+        ),
+        CatalogError::TooManyTitles => {
+            refusal(Code::ResourceExhausted, "TITLES_EXHAUSTED", error.to_string())
+        }
+        CatalogError::Store(error) => from_store(error),
+    }
+}
+
+/// The same words for every cause; the cause is in the log, under the id.
+fn internal(cause: &dyn std::error::Error) -> Status {
+    let id = format!("{:016x}", fastrand::u64(..));
+    tracing::error!(%id, %cause, "internal error");
+    let message = format!("internal error; the server's log has the cause under id {id}");
+    with_metadata(Code::Internal, "INTERNAL", message, [("id", id)])
+}
