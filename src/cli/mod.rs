@@ -71,7 +71,7 @@ pub enum CliError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The server said no.
-    #[error("{}: {}", .0.code(), .0.message())]
+    #[error("{:?}: {}", .0.code(), .0.message())]
     Status(Box<Status>),
     /// A data folder is not sound.
     #[error("{0}")]

@@ -29,6 +29,7 @@ pub(super) struct GetArgs {
 
 /// Arguments of `set`.
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub(super) struct SetArgs {
     #[command(flatten)]
     server: ServerArgs,

@@ -1,6 +1,6 @@
 //! `accolade watch`: follows completions, and resumes by itself after a lost connection.
 
-use std::{process::ExitCode, time::Duration};
+use std::{io::Write, process::ExitCode, time::Duration};
 
 use clap::Args;
 use tokio::time::{sleep, timeout};
@@ -99,7 +99,7 @@ async fn follow(args: &WatchArgs, cursor: &mut Option<String>) -> Result<Status,
             Ok(Ok(Some(message))) => message,
         };
         if args.json {
-            println!("{}", print::json("WatchCompletionsResponse", &message));
+            print_line(&print::json("WatchCompletionsResponse", &message));
         }
         match message.event {
             Some(Event::Started(started)) => {
@@ -123,5 +123,15 @@ async fn follow(args: &WatchArgs, cursor: &mut Option<String>) -> Result<Status,
 fn print_completion(completion: &Completion) {
     let Completion { player_id, achievement_id, display_name, completed_at, cursor, .. } =
         completion;
-    println!("{completed_at}  {player_id:?}  {achievement_id:?}  {display_name:?}  {cursor}");
+    print_line(&format!(
+        "{completed_at}  {player_id:?}  {achievement_id:?}  {display_name:?}  {cursor}"
+    ));
+}
+
+/// Prints at once; whoever reads this through a pipe and goes away ends the program quietly.
+fn print_line(line: &str) {
+    let mut out = std::io::stdout().lock();
+    if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
 }

@@ -133,8 +133,8 @@ pub struct EpochSeconds(u64);
 impl EpochSeconds {
     /// Takes a number of seconds.
     #[must_use]
-    pub fn new(seconds: u64) -> Self {
-        Self(seconds.min(i64::MAX as u64))
+    pub const fn new(seconds: u64) -> Self {
+        Self(if seconds > i64::MAX as u64 { i64::MAX as u64 } else { seconds })
     }
 
     /// The number.
