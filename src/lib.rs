@@ -19,3 +19,5 @@ pub mod service;
 /// Where everything is kept: the trait, sled, memory.
 pub mod store;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;

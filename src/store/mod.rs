@@ -217,3 +217,8 @@ impl fmt::Debug for dyn Store {
         f.write_str("Store")
     }
 }
+
+#[cfg(test)]
+mod contract_tests;
+#[cfg(test)]
+mod model_tests;

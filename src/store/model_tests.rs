@@ -1,0 +1,185 @@
+//! Random histories on the sled store, restarts among them, against the simplest model there is:
+//! plain maps and the rules.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
+use tokio::runtime::Runtime;
+
+use super::{FeedError, Retention, Store, sled::SledStore};
+use crate::{
+    domain::{Change, Cursor, EpochSeconds, PlayerUpdate, Record, State, decide},
+    testing::{TestClock, Update, player, title},
+};
+
+const PLAYERS: [&str; 3] = ["a", "b", "ab"];
+const NODES: [(&str, i64); 3] = [("x", 1), ("y", 4), ("xy", 9)];
+const NOW: u64 = 1000;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Apply(PlayerUpdate),
+    Trim(u64),
+    Restart,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Model {
+    records: BTreeMap<(String, String), Record>,
+    /// Player and node of every completion there ever was.
+    feed: Vec<(String, String)>,
+    trimmed: usize,
+}
+
+impl Model {
+    fn apply(&mut self, update: &PlayerUpdate) {
+        let id = update.key.player.as_str().to_owned();
+        let keys = update
+            .updates
+            .iter()
+            .map(|item| (id.clone(), item.node.definition().node_id().as_str().to_owned()));
+        let keys: Vec<_> = keys.collect();
+        let stored = keys.iter().map(|key| self.records.get(key).cloned().unwrap_or_default());
+        let stored: Vec<_> = stored.collect();
+        let Ok(ruling) = decide(update, &stored, EpochSeconds::new(NOW)) else { return };
+        for ((key, write), outcome) in keys.into_iter().zip(ruling.writes).zip(ruling.outcomes) {
+            let Some(record) = write else { continue };
+            if outcome.newly_completed {
+                self.feed.push(key.clone());
+            }
+            self.records.insert(key, record);
+        }
+    }
+}
+
+fn update() -> impl Strategy<Value = PlayerUpdate> {
+    let item = (
+        prop_oneof![(1..6u64).prop_map(Change::Delta), (1..9u64).prop_map(Change::AtLeast)],
+        proptest::option::weighted(0.3, "[a-z]{0,3}"),
+        proptest::option::weighted(0.4, 0..4u64),
+    );
+    let nodes = proptest::sample::subsequence(NODES.to_vec(), 1..=3);
+    (0..PLAYERS.len(), nodes, proptest::collection::vec(item, 3), proptest::option::of("[a-f]"))
+        .prop_map(|(who, nodes, items, request_id)| {
+            let mut update = Update::of("t", PLAYERS[who]);
+            for ((node, target), (change, extra, expected)) in nodes.into_iter().zip(items) {
+                update = update.set(node, target, Some(change), extra.as_deref(), expected);
+            }
+            match request_id {
+                Some(id) => update.id(&id).build(),
+                None => update.build(),
+            }
+        })
+}
+
+impl ReferenceStateMachine for Model {
+    type State = Self;
+    type Transition = Step;
+
+    fn init_state() -> BoxedStrategy<Self> {
+        Just(Self::default()).boxed()
+    }
+
+    fn transitions(_: &Self) -> BoxedStrategy<Step> {
+        prop_oneof![
+            20 => update().prop_map(Step::Apply),
+            1 => (0..5u64).prop_map(Step::Trim),
+            1 => Just(Step::Restart),
+        ]
+        .boxed()
+    }
+
+    fn apply(mut state: Self, step: &Step) -> Self {
+        match step {
+            Step::Apply(update) => state.apply(update),
+            Step::Trim(keep) => {
+                let keep = usize::try_from(*keep).unwrap();
+                state.trimmed = state.trimmed.max(state.feed.len().saturating_sub(keep));
+            }
+            Step::Restart => {}
+        }
+        state
+    }
+}
+
+struct Tested {
+    runtime: Runtime,
+    dir: tempfile::TempDir,
+    /// `None` only in the middle of a restart.
+    store: Option<SledStore>,
+    start: Cursor,
+}
+
+fn open(dir: &tempfile::TempDir) -> SledStore {
+    SledStore::open(dir.path(), 1 << 20, TestClock::at(NOW)).unwrap()
+}
+
+impl StateMachineTest for Tested {
+    type SystemUnderTest = Self;
+    type Reference = Model;
+
+    fn init_test(_: &Model) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&dir);
+        let start = runtime.block_on(store.feed_bounds(&title("t"))).unwrap().oldest;
+        Self { runtime, dir, store: Some(store), start }
+    }
+
+    fn apply(mut this: Self, _: &Model, step: Step) -> Self {
+        let store = this.store.take().unwrap();
+        this.store = Some(match step {
+            Step::Apply(update) => {
+                let _ = this.runtime.block_on(store.apply(update));
+                store
+            }
+            Step::Trim(keep) => {
+                let keep = Retention { count: Some(keep), ..Retention::default() };
+                this.runtime.block_on(store.trim_feed(&title("t"), keep)).unwrap();
+                store
+            }
+            Step::Restart => {
+                drop(store);
+                open(&this.dir)
+            }
+        });
+        this
+    }
+
+    fn check_invariants(this: &Self, model: &Model) {
+        let store: &SledStore = this.store.as_ref().unwrap();
+        for id in PLAYERS {
+            let records = this.runtime.block_on(store.records(&player("t", id))).unwrap();
+            let found: BTreeMap<_, State> = records
+                .into_iter()
+                .map(|(node, state)| (node.as_str().to_owned(), state))
+                .collect();
+            let expected = model.records.iter().filter(|((who, _), _)| who == id);
+            let expected: BTreeMap<_, _> =
+                expected.map(|((_, node), record)| (node.clone(), record.state.clone())).collect();
+            assert_eq!(found, expected, "records of {id}");
+        }
+        let from_start = this.runtime.block_on(store.completions(&title("t"), &this.start, 1000));
+        assert_eq!(matches!(from_start, Err(FeedError::Expired { .. })), model.trimmed > 0);
+        let oldest = this.runtime.block_on(store.feed_bounds(&title("t"))).unwrap().oldest;
+        let feed = this.runtime.block_on(store.completions(&title("t"), &oldest, 1000)).unwrap();
+        let found = feed.iter().map(|it| {
+            let node = it.node.definition().node_id().as_str().to_owned();
+            (it.key.player.as_str().to_owned(), node)
+        });
+        assert_eq!(found.collect::<Vec<_>>(), model.feed[model.trimmed..]);
+    }
+}
+
+prop_state_machine! {
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn sled_agrees_with_plain_maps(sequential 1..60 => Tested);
+}
