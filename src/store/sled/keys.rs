@@ -196,7 +196,9 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+        fn any_bytes_are_read_without_a_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
             if let Some(key) = Key::decode(&bytes) {
                 prop_assert_eq!(key.encode(), bytes);
             }

@@ -1,0 +1,234 @@
+//! Runs the real binary and talks to it.
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use accolade::proto::v1::{
+    ApplyCatalogRequest, Completion, Definition, GetAchievementStorageRequest, Record,
+    SetAchievementStorageRequest, SetAchievementStorageResponse, WatchCompletionsRequest,
+    achievement_storage_service_client::AchievementStorageServiceClient,
+    catalog_service_client::CatalogServiceClient,
+    completion_service_client::CompletionServiceClient, set_achievement_storage_request::Change,
+    watch_completions_response::Event,
+};
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_accolade");
+
+/// Longest wait for anything that should happen.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub type StorageClient = AchievementStorageServiceClient<Channel>;
+pub type CompletionClient = CompletionServiceClient<Channel>;
+pub type CatalogClient = CatalogServiceClient<Channel>;
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    pub address: String,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts on a data folder, on a free port, and waits until it listens.
+    pub fn start(data: &Path, args: &[&str]) -> Self {
+        Self::try_start(data, args).expect("the server starts")
+    }
+
+    /// The error is what the server wrote to its log.
+    pub fn try_start(data: &Path, args: &[&str]) -> Result<Self, String> {
+        let mut command = Command::new(BINARY);
+        command.arg("serve").arg("--data").arg(data).args(["--listen", "127.0.0.1:0"]).args(args);
+        Self::run(command, &data.with_extension("log"))
+    }
+
+    /// Runs a command that ends up as a server.
+    pub fn run(mut command: Command, log: &Path) -> Result<Self, String> {
+        let log_file = fs::File::options().create(true).append(true).open(log).unwrap();
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log_file)
+            .spawn()
+            .expect("the binary runs");
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        let Some(address) = line.trim().strip_prefix("accolade listens on http://") else {
+            let _ = child.wait();
+            return Err(fs::read_to_string(log).unwrap());
+        };
+        let address = address.to_owned();
+        // Keeps the pipe from filling; ends with the child.
+        std::thread::spawn(move || lines.read_to_string(&mut String::new()));
+        Ok(Self { child, address, log: log.to_owned() })
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(self.url()).unwrap();
+        endpoint.connect().await.expect("the server accepts")
+    }
+
+    pub async fn storage(&self) -> StorageClient {
+        AchievementStorageServiceClient::new(self.channel().await)
+    }
+
+    pub async fn completions(&self) -> CompletionClient {
+        CompletionServiceClient::new(self.channel().await)
+    }
+
+    pub async fn catalogs(&self) -> CatalogClient {
+        CatalogServiceClient::new(self.channel().await)
+    }
+
+    /// Replaces a title's catalogue by nodes with targets.
+    pub async fn apply(&self, title: &str, nodes: &[(&str, i64)]) {
+        let definitions = nodes.iter().map(|(id, max_progress)| Definition {
+            node_id: (*id).to_owned(),
+            max_progress: *max_progress,
+            ..Definition::default()
+        });
+        let request = ApplyCatalogRequest {
+            title: title.to_owned(),
+            definitions: definitions.collect(),
+            ..ApplyCatalogRequest::default()
+        };
+        self.catalogs().await.apply_catalog(request).await.expect("the catalogue is sound");
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    }
+
+    /// Waits for the end of the process.
+    pub fn wait(mut self) -> ExitStatus {
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the server does not end; its log:\n{}", self.log());
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs a command of the binary to its end.
+pub fn accolade(args: &[&str]) -> Output {
+    Command::new(BINARY).args(args).stdin(Stdio::null()).output().expect("the binary runs")
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A set that adds.
+pub fn delta(title: &str, player: &str, node: &str, delta: i64) -> SetAchievementStorageRequest {
+    SetAchievementStorageRequest {
+        title: title.to_owned(),
+        player_id: player.to_owned(),
+        node_id: node.to_owned(),
+        change: Some(Change::Delta(delta)),
+        ..SetAchievementStorageRequest::default()
+    }
+}
+
+pub async fn set(
+    client: &mut StorageClient,
+    request: SetAchievementStorageRequest,
+) -> SetAchievementStorageResponse {
+    client.set_achievement_storage(request).await.expect("the set is legal").into_inner()
+}
+
+pub async fn get(client: &mut StorageClient, title: &str, player: &str) -> Vec<Record> {
+    let request = GetAchievementStorageRequest {
+        title: title.to_owned(),
+        player_id: player.to_owned(),
+        achievement_ids: Vec::new(),
+    };
+    client.get_achievement_storage(request).await.expect("the get is legal").into_inner().entity
+}
+
+/// A watch, with messages taken one at a time.
+pub struct Watch {
+    stream: Streaming<accolade::proto::v1::WatchCompletionsResponse>,
+}
+
+impl Watch {
+    pub async fn start(server: &Server, request: WatchCompletionsRequest) -> Self {
+        let response = server.completions().await.watch_completions(request).await;
+        Self { stream: response.expect("the watch is legal").into_inner() }
+    }
+
+    /// Watches a title after a cursor; "" is the oldest.
+    pub async fn after(server: &Server, title: &str, cursor: &str) -> Self {
+        let (title, after) = (title.to_owned(), Some(cursor.to_owned()));
+        let request = WatchCompletionsRequest { title, after, ..Default::default() };
+        Self::start(server, request).await
+    }
+
+    pub async fn event(&mut self) -> Result<Event, Status> {
+        let message = tokio::time::timeout(PATIENCE, self.stream.message()).await;
+        let message = message.expect("a message comes in time")?;
+        Ok(message.expect("a stream ends with an error").event.expect("one event is set"))
+    }
+
+    /// The next completion; passes over everything else.
+    pub async fn completion(&mut self) -> Completion {
+        loop {
+            if let Event::Completion(completion) = self.event().await.unwrap() {
+                return completion;
+            }
+        }
+    }
+}
+
+/// The reason in a status's `ErrorInfo`, which every status must have.
+pub fn reason(status: &Status) -> String {
+    let info = status.get_details_error_info();
+    let info = info.unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    assert_eq!(info.domain, "accolade");
+    info.reason
+}
+
+/// The fields that a status names.
+pub fn fields(status: &Status) -> Vec<String> {
+    let violations = status.get_details_bad_request().map(|bad| bad.field_violations);
+    violations.unwrap_or_default().into_iter().map(|violation| violation.field).collect()
+}
