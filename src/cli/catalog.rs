@@ -91,7 +91,9 @@ async fn apply(args: ApplyArgs) -> Result<(), CliError> {
         ('~', &applied.changed_node_ids),
         ('-', &applied.removed_node_ids),
     ] {
-        ids.iter().for_each(|id| println!("  {sign} {id:?}"));
+        for id in ids {
+            println!("  {sign} {id:?}");
+        }
     }
     if args.dry_run {
         println!("  players touched: {}", applied.players_touched);

@@ -13,8 +13,12 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the server is.
 #[derive(Debug, Clone, Args)]
 pub(super) struct ServerArgs {
-    /// Address of the server [default: http://127.0.0.1:50151, env: ACCOLADE_SERVER]
-    #[arg(long, value_name = "URL")]
+    /// Where the server listens
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Address of the server [default: http://127.0.0.1:50151, env: ACCOLADE_SERVER]"
+    )]
     server: Option<String>,
 }
 

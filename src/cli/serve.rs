@@ -77,9 +77,10 @@ pub(super) async fn serve(args: ServeArgs) -> Result<ExitCode, CliError> {
     let announcement = server.announcement();
     // Whoever started the server may have closed its standard output; that is no reason to stop.
     let _ = writeln!(std::io::stdout(), "{announcement}");
-    match server.run(stop).await? {
-        true => tracing::info!("stopped; everything open was finished"),
-        false => tracing::warn!("stopped; some requests were cut off after the drain time"),
+    if server.run(stop).await? {
+        tracing::info!("stopped; everything open was finished");
+    } else {
+        tracing::warn!("stopped; some requests were cut off after the drain time");
     }
     Ok(ExitCode::SUCCESS)
 }

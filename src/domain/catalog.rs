@@ -266,6 +266,7 @@ impl Catalog {
     }
 
     /// All nodes, in the order of their ids' bytes.
+    #[must_use]
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Arc<Node>> {
         self.nodes.values()
     }
@@ -307,13 +308,11 @@ fn root_of(
     for _ in 0..=parents.len() {
         match parents.get(at) {
             Some(Some(parent)) => at = parent,
-            Some(None) => return Ok(at.clone()),
-            None if known(at) => return Ok(at.clone()),
-            None if definition.parent_id() == Some(at) => {
+            None if definition.parent_id() == Some(at) && !known(at) => {
                 return Err(format!("names {at:?}, which the catalogue does not have"));
             }
-            // A missing grandparent is the parent's mistake.
-            None => return Ok(at.clone()),
+            // A root; or an ancestor that is broken or missing, which is its child's mistake.
+            Some(None) | None => return Ok(at.clone()),
         }
     }
     Err("leads back to the node itself; parents must end at a root".to_owned())

@@ -15,10 +15,10 @@ pub(super) fn text(
     data: &Path,
     catalogs: &BTreeMap<Title, StoredCatalog>,
 ) -> String {
-    let mut text = format!("accolade listens on http://{address}\n");
-    text += &format!("  data in {}, titles: ", data.display());
     let titles: Vec<_> = catalogs.keys().map(Title::as_str).take(10).collect();
-    text += &titles.join(", ");
+    let (data, titles) = (data.display(), titles.join(", "));
+    let mut text =
+        format!("accolade listens on http://{address}\n  data in {data}, titles: {titles}");
     let first = catalogs.values().next();
     if let Some((title, node)) = first.and_then(|it| Some((&it.title, it.catalog.nodes().next()?)))
     {

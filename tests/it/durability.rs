@@ -1,7 +1,7 @@
 //! An answer never leaves before its group is synced: seen from outside the process.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs,
     path::Path,
     process::{Command, Stdio},
@@ -91,7 +91,7 @@ struct Call<'a> {
 
 /// Joins what strace tells in two pieces when threads interleave.
 fn calls(trace: &str) -> Vec<Call<'_>> {
-    let mut open: std::collections::HashMap<&str, (usize, String)> = Default::default();
+    let mut open: HashMap<&str, (usize, String)> = HashMap::new();
     let mut calls = Vec::new();
     for (at, line) in trace.lines().enumerate() {
         let Some((thread, rest)) = line.split_once(char::is_whitespace) else { continue };

@@ -63,6 +63,9 @@ pub(super) struct Committer {
     pub(super) blobs: PathBuf,
 }
 
+/// Tells a caller what became of its job, given what became of the group.
+type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
 /// Updates that become durable together.
 #[derive(Default)]
 struct Group {
@@ -73,7 +76,7 @@ struct Group {
     /// Records as they are after the group.
     records: HashMap<Vec<u8>, StoredRecord>,
     feeds: HashMap<Title, (Arc<TitleFeed>, FeedEnds)>,
-    answers: Vec<Box<dyn FnOnce(Result<(), StoreError>) + Send>>,
+    answers: Vec<Answer>,
 }
 
 /// Whether a job found a place in the group.
@@ -129,22 +132,17 @@ impl Committer {
 
     fn place(&self, job: Job, group: &mut Group) -> Place {
         match job {
-            Job::Apply(update, answer) => match self.stage(&update, group) {
-                Ok(Some(applied)) => {
-                    group.answer(move |done| {
-                        drop(answer.send(done.map_or_else(|error| Err(error.into()), |()| applied)))
-                    });
-                }
-                Ok(None) => return Place::NoRoom(Job::Apply(update, answer)),
-                Err(error) => {
-                    group.answer(move |done| {
-                        drop(answer.send(Err(done.err().unwrap_or(error).into())))
-                    });
-                }
+            Job::Apply(update, answer) => match self.stage(&update, group).transpose() {
+                Some(result) => group.answer(move |done| {
+                    let _ = answer.send(done.map_err(ApplyError::from).and(result));
+                }),
+                None => return Place::NoRoom(Job::Apply(update, answer)),
             },
             Job::Trim(title, keep, answer) => {
                 let trimmed = self.stage_trim(&title, keep, group);
-                group.answer(move |done| drop(answer.send(done.and(trimmed))));
+                group.answer(move |done| {
+                    let _ = answer.send(done.and(trimmed));
+                });
             }
             Job::ReplaceCatalog(..) => unreachable!("a catalogue is not part of a group"),
         }
@@ -152,13 +150,13 @@ impl Committer {
         Place::Taken
     }
 
-    /// Judges an update as of the end of the group. `Ok(None)` where the group has no room for it.
-    /// The inner result is the answer, if the group becomes durable.
+    /// Judges an update as of the end of the group, and adds what it writes. The result is the
+    /// answer, if the group becomes durable; `Ok(None)` where the group has no room for it.
     fn stage(
         &self,
         update: &PlayerUpdate,
         group: &mut Group,
-    ) -> Result<Option<Result<Applied, ApplyError>>, StoreError> {
+    ) -> Result<Option<Applied>, ApplyError> {
         let title = &update.key.title;
         let keys: Vec<_> = update
             .updates
@@ -172,10 +170,7 @@ impl Committer {
         let (feed, mut ends) = group.feed(&self.feeds, title);
         let now = self.clock.now().max(ends.newest_completed_at);
         let records: Vec<_> = stored.iter().map(|each| each.record.clone()).collect();
-        let Ruling { replayed, outcomes, writes } = match decide(update, &records, now) {
-            Ok(ruling) => ruling,
-            Err(refusal) => return Ok(Some(Err(refusal.into()))),
-        };
+        let Ruling { replayed, outcomes, writes } = decide(update, &records, now)?;
 
         let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         for (index, write) in writes.iter().enumerate() {
@@ -196,7 +191,7 @@ impl Committer {
         }
         let bytes: usize = rows.iter().map(|(key, value)| key.len() + value.len()).sum();
         if bytes > GROUP_BYTES_MAX {
-            return Ok(Some(Err(ApplyError::TooLarge { bytes, bytes_max: GROUP_BYTES_MAX })));
+            return Err(ApplyError::TooLarge { bytes, bytes_max: GROUP_BYTES_MAX });
         }
         if group.bytes + bytes > GROUP_BYTES_MAX {
             return Ok(None);
@@ -218,7 +213,7 @@ impl Committer {
             }
         }
         group.feeds.insert(title.clone(), (feed, ends));
-        Ok(Some(Ok(applied)))
+        Ok(Some(applied))
     }
 
     fn record(&self, key: &[u8], group: &Group) -> Result<StoredRecord, StoreError> {

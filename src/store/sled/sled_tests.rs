@@ -43,8 +43,8 @@ async fn feed_len(store: &SledStore) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_answered_or_shown_before_it_is_synced() {
     let dir = tempfile::tempdir().unwrap();
-    let (reached, at_sync) = std_mpsc::channel();
-    let (go_on, may_go_on) = std_mpsc::channel::<()>();
+    let (reached, at_sync) = std_mpsc::sync_channel(100);
+    let (go_on, may_go_on) = std_mpsc::sync_channel::<()>(100);
     let store = Arc::new(open_with(dir.path(), move |real| {
         reached.send(()).unwrap();
         may_go_on.recv().unwrap();
@@ -107,8 +107,8 @@ async fn a_panic_of_the_committer_ends_all_writes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_holds_no_more_bytes_than_it_may() {
     let dir = tempfile::tempdir().unwrap();
-    let (reached, at_sync) = std_mpsc::channel();
-    let (go_on, may_go_on) = std_mpsc::channel::<()>();
+    let (reached, at_sync) = std_mpsc::sync_channel(100);
+    let (go_on, may_go_on) = std_mpsc::sync_channel::<()>(100);
     let store = Arc::new(open_with(dir.path(), move |real| {
         let _ = reached.send(());
         let _ = may_go_on.recv();

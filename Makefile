@@ -1,0 +1,57 @@
+# `make test` installs what the tests need into .tools/ and passes every test.
+
+TOOLS  := .tools
+VENV   := $(TOOLS)/venv
+STUBS  := $(TOOLS)/stubs
+BIN    := $(VENV)/bin
+PROTOS := $(wildcard proto/accolade/v1/*.proto)
+CARGO  := cargo --locked
+
+.DEFAULT_GOAL := help
+.PHONY: help test check unit integration crash clients soak tools clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+test: check unit integration crash clients ## Install the test tools and pass every test
+
+check: tools ## Format, lints, and the protocol files' own rules
+	cargo fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(BIN)/buf format proto -d --exit-code
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against proto/released.binpb
+
+unit: ## Rules, stores, formats
+	$(CARGO) test --lib
+
+integration: tools ## The real binary, from outside
+	$(CARGO) test --test it
+
+crash: ## kill -9 under load; ACCOLADE_CRASH_CYCLES sets how often
+	$(CARGO) test --test crash
+
+clients: tools ## grpcurl, grpcio and the commands in the README, against the real binary
+	$(CARGO) build
+	PYTHONPATH=$(STUBS) $(BIN)/python -m pytest -q -p no:cacheprovider tests/clients
+
+soak: ## The crash test at its nightly size
+	ACCOLADE_CRASH_CYCLES=2000 $(CARGO) test --test crash
+
+tools: $(TOOLS)/installed $(STUBS)/generated
+
+$(TOOLS)/installed: tests/clients/requirements.txt
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r $<
+	sh tests/clients/install-strace.sh $(TOOLS)
+	touch $@
+
+$(STUBS)/generated: $(TOOLS)/installed $(PROTOS)
+	mkdir -p $(STUBS)
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(STUBS) --grpc_python_out=$(STUBS) \
+		$(PROTOS)
+	touch $@
+
+clean: ## Remove what was built and installed
+	cargo clean
+	rm -rf $(TOOLS)

@@ -1,0 +1,40 @@
+"""Every grpcurl line of the README, run as it stands there."""
+
+import json
+import pathlib
+import shlex
+import subprocess
+
+from conftest import GRPCURL, ROOT
+
+
+def commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = text.split("```sh\n")[1:]
+    lines = "\n".join(block.split("```")[0] for block in blocks).replace("\\\n", " ")
+    return [line for line in lines.splitlines() if line.startswith("grpcurl ")]
+
+
+def test_every_command_of_the_readme_works(server):
+    found = commands()
+    assert len(found) >= 9, found
+    for line in found:
+        assert "127.0.0.1:50151" in line
+        words = shlex.split(line.replace("127.0.0.1:50151", server.address))
+        is_stream = any(word.endswith("/WatchCompletions") for word in words)
+        if is_stream:
+            words[1:1] = ["-max-time", "1"]
+        done = subprocess.run([GRPCURL, *words[1:]], capture_output=True, text=True, timeout=30)
+        if is_stream:
+            assert "started" in json.loads(done.stdout.split("\n}\n")[0] + "\n}"), line
+            assert "DeadlineExceeded" in done.stderr, (line, done.stderr)
+        else:
+            assert done.returncode == 0, (line, done.stderr)
+
+
+def test_the_readme_names_no_file_that_is_not_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = [part.split(")")[0] for part in text.split("](")[1:]]
+    files = [link for link in linked if not link.startswith(("http", "#"))]
+    missing = [link for link in files if not pathlib.Path(ROOT, link.split("#")[0]).exists()]
+    assert not missing
