@@ -34,6 +34,7 @@ const SUBSCRIBERS: usize = 2;
 const PLAYERS_PER_CYCLE: usize = 6;
 const NODES: usize = 40;
 const TARGET: i64 = 3;
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// What the writers were told: player and node → version → request id.
 #[derive(Default)]
@@ -167,12 +168,14 @@ async fn send(
     request: &SetAchievementStorageRequest,
     told: &Mutex<Told>,
 ) -> bool {
-    match client.set_achievement_storage(request.clone()).await {
-        Ok(response) => {
+    // A client without a deadline can wait for ever on a connection whose other end was killed.
+    let answer = tokio::time::timeout(DEADLINE, client.set_achievement_storage(request.clone()));
+    match answer.await {
+        Ok(Ok(response)) => {
             record(&mut *told.lock().await, request, &response.into_inner());
             true
         }
-        Err(_) => false,
+        Ok(Err(_)) | Err(_) => false,
     }
 }
 
