@@ -1,10 +1,10 @@
 //! Picks the format by what the path is, and reads a catalogue.
 
-use std::{fs::File, io::Read, path::Path};
+use std::path::Path;
 
 use super::{
     json, netease_csv, netease_folder,
-    source::{CatalogFileError, Entry, FILE_BYTES_MAX, Mistakes, Rename, UnknownFields, assemble},
+    source::{CatalogFileError, Entry, Mistakes, Rename, UnknownFields, assemble, read_file},
     toml,
 };
 use crate::domain::Catalog;
@@ -89,18 +89,4 @@ fn foreign(entries: &[Entry], names: &[Rename], mistakes: &mut Mistakes) -> Opti
         return None;
     }
     assemble(entries, names, UnknownFields::KeepAsMetadata, mistakes)
-}
-
-/// Reads a file of bounded size; the error says what is wrong with it.
-pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let read = || {
-        let mut bytes = Vec::new();
-        File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-        Ok::<_, std::io::Error>(bytes)
-    };
-    let bytes = read().map_err(|error| format!("cannot be read: {error}"))?;
-    match bytes.len() as u64 > FILE_BYTES_MAX {
-        true => Err(format!("is larger than {FILE_BYTES_MAX} bytes")),
-        false => Ok(bytes),
-    }
 }

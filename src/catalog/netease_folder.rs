@@ -9,8 +9,7 @@ use serde_json::value::RawValue;
 
 use super::{
     json,
-    load::read_file,
-    source::{Entry, Mistakes, Rename, line_of},
+    source::{Entry, Mistakes, Rename, line_of, read_file},
 };
 use crate::domain::DEFINITIONS_MAX;
 

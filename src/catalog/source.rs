@@ -3,6 +3,8 @@
 
 use std::{
     fmt,
+    fs::File,
+    io::Read,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +13,7 @@ use serde_json::Value;
 use crate::domain::{Catalog, CatalogMistake, DefinitionDraft};
 
 /// Largest file that is read: the largest catalogue, with room for its syntax.
-pub(super) const FILE_BYTES_MAX: u64 = 16 << 20;
+const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// A file that is no catalogue: every mistake in it.
 #[derive(Debug)]
@@ -175,6 +177,20 @@ fn fill(draft: &mut DefinitionDraft, name: &str, value: &Value) -> Result<(), &'
         other => unreachable!("{other} is no field of a draft"),
     }
     Ok(())
+}
+
+/// Reads a file of bounded size; the error says what is wrong with it.
+pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let read = || {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>(bytes)
+    };
+    let bytes = read().map_err(|error| format!("cannot be read: {error}"))?;
+    match bytes.len() as u64 > FILE_BYTES_MAX {
+        true => Err(format!("is larger than {FILE_BYTES_MAX} bytes")),
+        false => Ok(bytes),
+    }
 }
 
 /// The line in which a byte stands, counted from 1.

@@ -7,6 +7,8 @@ use thiserror::Error;
 use tonic::transport::{Channel, Endpoint};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest wait for an answer, or for a stream to begin.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -51,6 +53,7 @@ impl ServerArgs {
 
     pub(super) async fn connect(&self) -> Result<Channel, ConnectError> {
         let (url, endpoint) = self.endpoint()?;
+        let endpoint = endpoint.timeout(ANSWER_TIMEOUT);
         endpoint.connect().await.map_err(|_| ConnectError::Unreachable(url))
     }
 }

@@ -4,17 +4,14 @@ use std::{collections::HashSet, fmt, hash::Hash, time::Duration};
 
 use tonic::Status;
 
-use super::{FILTER_IDS_MAX, status};
+use super::{
+    FILTER_IDS_MAX,
+    status::{self, Violation},
+};
 use crate::domain::{
     Change, CompletionFilter, Extra, IdError, NodeId, PlayerId, RequestId, SetUpdate, Title,
     ValueError, Version,
 };
-
-/// One wrong field.
-pub(super) struct Violation {
-    pub(super) field: String,
-    pub(super) problem: String,
-}
 
 /// Collects wrong fields while a request is parsed.
 #[derive(Default)]

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::parse::Violation;
 use crate::{
     domain::{CatalogMistake, Cursor, NodeId, Refusal, Title},
     feed::WatchError,
@@ -16,6 +15,14 @@ use crate::{
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "accolade";
+
+/// One wrong field of a request.
+pub(super) struct Violation {
+    /// The path to it, as in the request.
+    pub(super) field: String,
+    /// What is wrong, and what to pass instead.
+    pub(super) problem: String,
+}
 
 /// A status with `ErrorInfo`.
 #[must_use]
