@@ -32,8 +32,8 @@ use super::{
 use crate::{proto::rows::StoreRow, store::StoreError};
 
 /// How long to wait for another process to let go of the folder: one that is just stopping.
-const LOCK_ATTEMPTS: u32 = 20;
-const LOCK_PAUSE: Duration = Duration::from_millis(100);
+const LOCK_ATTEMPTS: u32 = 200;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a data folder could not be opened.
 #[derive(Debug, Error)]
@@ -105,6 +105,7 @@ pub(super) fn open(dir: &Path, cache_bytes: u64, create: bool) -> Result<Opened,
 
     let log_path = store.join("db");
     let log = File::options().read(true).write(true).open(&log_path).map_err(at(&log_path))?;
+    wait_until_closed(&log, &store)?;
     // What a crash left in the page cache must not be lost by the next power cut.
     log.sync_data().map_err(at(&log_path))?;
     check_blobs(&store)?;
@@ -135,15 +136,27 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(at(&path))?;
+    take_lock(&file, dir)?;
+    Ok(file)
+}
+
+fn take_lock(file: &File, dir: &Path) -> Result<(), OpenError> {
     for attempt in 1..=LOCK_ATTEMPTS {
         match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::Error(source)) => return Err(OpenError::Io { path, source }),
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(source)) => return Err(at(dir)(source)),
             Err(TryLockError::WouldBlock) if attempt == LOCK_ATTEMPTS => break,
             Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
         }
     }
     Err(OpenError::InUse(dir.to_owned()))
+}
+
+/// Waits until a sled that was dropped has let go of its files: its background threads go on for
+/// a moment, and its own lock on the log is what they release last.
+fn wait_until_closed(log: &File, store: &Path) -> Result<(), OpenError> {
+    take_lock(log, store)?;
+    log.unlock().map_err(at(store))
 }
 
 fn create_store(dir: &Path, store: &Path) -> Result<(), OpenError> {
@@ -153,6 +166,8 @@ fn create_store(dir: &Path, store: &Path) -> Result<(), OpenError> {
         let row = StoreRow { store_id: fastrand::u64(..), open_count: 0 };
         write_store_row(&db, &row).map_err(|error| unreadable(&creating)(error.to_string()))?;
     }
+    let log = creating.join("db");
+    wait_until_closed(&File::open(&log).map_err(at(&log))?, &creating)?;
     sync_tree(&creating)?;
     fs::rename(&creating, store).map_err(at(store))?;
     sync_dir(dir)?;

@@ -314,3 +314,20 @@ async fn an_update_nobody_waits_for_is_stored_wholly_or_not_at_all() {
     let records = store.records(&player("t", "p")).await.unwrap();
     assert_eq!(records[0].1, records[1].1, "both nodes of a batch, or none");
 }
+
+/// sled's threads hold its log for a moment after it was dropped: opening the folder again must
+/// wait for them, not fail.
+#[tokio::test]
+async fn opening_waits_for_a_store_that_is_just_closing() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    let log = File::open(dir.path().join("store/db")).unwrap();
+    log.lock().unwrap();
+    let closing = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(300));
+        drop(log);
+    });
+    let store = open(dir.path());
+    closing.join().unwrap();
+    assert_eq!(progress(&store, "p").await, None);
+}
