@@ -12,6 +12,9 @@ use std::{
 
 use crate::{domain::Title, feed::RetentionRule, store::sled::EXTRA_BYTES_MAX};
 
+/// A set without its extra: four ids and a few numbers.
+const REQUEST_WITHOUT_EXTRA_BYTES: usize = 1024;
+
 /// One setting: `key` in the file, `--key` with hyphens as a flag, `ACCOLADE_KEY` in the
 /// environment.
 #[derive(Clone, Copy, Debug)]
@@ -49,12 +52,17 @@ pub const SETTINGS: &[Setting] = &[
     setting("insecure", "BOOL", "false", "Allow listening beyond this machine without TLS"),
     setting("reflection", "BOOL", "true", "Answer gRPC reflection, which grpcurl needs"),
     setting("extra_bytes_max", "BYTES", "16384", "Longest extra; 0 to 65536"),
-    setting("request_bytes_max", "BYTES", "65536", "Largest request message; 4096 to 262144"),
+    setting(
+        "request_bytes_max",
+        "BYTES",
+        "65536",
+        "Largest request message; 4096 to 1048576, and an extra must fit",
+    ),
     setting(
         "response_bytes_max",
         "BYTES",
         "4194304",
-        "Largest answer; 2097152 to 67108864. Most clients take 4194304 unless told otherwise",
+        "Largest answer; 4194304 to 67108864. Most clients take 4194304 unless told otherwise",
     ),
     setting(
         "request_seconds_max",
@@ -203,8 +211,8 @@ impl Settings {
             catalogs: values.catalogs(),
             reflection: values.flag("reflection").unwrap_or_default(),
             extra_bytes_max: values.size("extra_bytes_max", 0..=extra_max),
-            request_bytes_max: values.size("request_bytes_max", 4096..=4 * extra_max),
-            response_bytes_max: values.size("response_bytes_max", 2 << 20..=64 << 20),
+            request_bytes_max: values.size("request_bytes_max", 4096..=1 << 20),
+            response_bytes_max: values.size("response_bytes_max", 4 << 20..=64 << 20),
             request_time_max: values.seconds("request_seconds_max", 1..=600),
             drain_time_max: values.seconds("drain_seconds_max", 0..=600),
             retention,
@@ -224,6 +232,13 @@ impl Settings {
                 })
                 .unwrap_or_default(),
         };
+        if settings.request_bytes_max < settings.extra_bytes_max + REQUEST_WITHOUT_EXTRA_BYTES {
+            values.mistakes.push(format!(
+                "`request_bytes_max` is {}; pass at least {REQUEST_WITHOUT_EXTRA_BYTES} more than \
+                 `extra_bytes_max`, which is {}",
+                settings.request_bytes_max, settings.extra_bytes_max
+            ));
+        }
         match values.mistakes.is_empty() {
             true => Ok(settings),
             false => Err(ConfigError(values.mistakes)),

@@ -6,7 +6,11 @@ use clap::Args;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Status};
 
-use super::{CliError, connect::ServerArgs, print};
+use super::{
+    CliError,
+    connect::{ConnectError, ServerArgs},
+    print,
+};
 use crate::proto::v1::{
     Completion, WatchCompletionsRequest, completion_service_client::CompletionServiceClient,
     watch_completions_response::Event,
@@ -51,7 +55,9 @@ pub(super) async fn watch(args: WatchArgs) -> Result<ExitCode, CliError> {
         let before = cursor.clone();
         let status = match follow(&args, &mut cursor).await {
             Ok(status) => status,
-            Err(CliError::Connect(error)) => Status::unavailable(error.to_string()),
+            Err(CliError::Connect(error @ ConnectError::Unreachable(_))) => {
+                Status::unavailable(error.to_string())
+            }
             Err(error) => return Err(error),
         };
         if !may_pass(&status) {

@@ -234,19 +234,14 @@ impl Catalog {
                 Err(more) => mistakes.extend(more),
             }
         }
-        let parents: BTreeMap<&NodeId, Option<&NodeId>> =
-            definitions.iter().map(|(_, each)| (each.node_id(), each.parent_id())).collect();
-        let mut roots: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+        let mut roots = Roots::of(&definitions);
         for (index, definition) in &definitions {
-            match root_of(definition, &parents, |id| places.contains_key(id.as_str())) {
-                Ok(root) => drop(roots.insert(definition.node_id().clone(), root)),
-                Err(problem) => mistakes.push(CatalogMistake {
-                    index: Some(*index),
-                    field: "parent_id",
-                    problem,
-                }),
+            if let Err(problem) = roots.check(definition, &places) {
+                let index = Some(*index);
+                mistakes.push(CatalogMistake { index, field: "parent_id", problem });
             }
         }
+        let mut roots = roots.into_ids();
         if !mistakes.is_empty() {
             mistakes.sort_by_key(|mistake| mistake.index);
             return Err(mistakes);
@@ -296,26 +291,67 @@ impl Catalog {
     }
 }
 
-/// Climbs to the topmost ancestor. `known` tells ids that are there but broken, whose mistake is
-/// told elsewhere.
-fn root_of(
-    definition: &Definition,
-    parents: &BTreeMap<&NodeId, Option<&NodeId>>,
-    known: impl Fn(&NodeId) -> bool,
-) -> Result<NodeId, String> {
-    let mut at = definition.node_id();
-    // A path longer than the catalogue has nodes goes round in a circle.
-    for _ in 0..=parents.len() {
-        match parents.get(at) {
-            Some(Some(parent)) => at = parent,
-            None if definition.parent_id() == Some(at) && !known(at) => {
-                return Err(format!("names {at:?}, which the catalogue does not have"));
+/// The topmost ancestor of every node, found in one walk over each edge.
+struct Roots<'a> {
+    parents: BTreeMap<&'a NodeId, Option<&'a NodeId>>,
+    /// `None` for what leads round in a circle.
+    roots: BTreeMap<&'a NodeId, Option<&'a NodeId>>,
+}
+
+impl<'a> Roots<'a> {
+    fn of(definitions: &'a [(usize, Definition)]) -> Self {
+        let parents = definitions.iter().map(|(_, each)| (each.node_id(), each.parent_id()));
+        let mut this = Self { parents: parents.collect(), roots: BTreeMap::new() };
+        for (_, definition) in definitions {
+            this.climb(definition.node_id());
+        }
+        this
+    }
+
+    fn climb(&mut self, from: &'a NodeId) {
+        let mut path: Vec<&'a NodeId> = Vec::new();
+        let mut on_path = BTreeSet::new();
+        let mut at = from;
+        let root = loop {
+            if let Some(known) = self.roots.get(at) {
+                break *known;
             }
-            // A root; or an ancestor that is broken or missing, which is its child's mistake.
-            Some(None) | None => return Ok(at.clone()),
+            if !on_path.insert(at) {
+                break None;
+            }
+            path.push(at);
+            match self.parents.get(at) {
+                Some(Some(parent)) => at = parent,
+                // A root; or an ancestor that is broken or missing, which is its child's mistake.
+                Some(None) | None => break Some(at),
+            }
+        };
+        self.roots.extend(path.into_iter().map(|id| (id, root)));
+    }
+
+    /// `places` has every id that was written, broken definitions too: their mistakes are told
+    /// elsewhere.
+    fn check(
+        &mut self,
+        definition: &Definition,
+        places: &BTreeMap<String, usize>,
+    ) -> Result<(), String> {
+        match definition.parent_id() {
+            Some(parent) if !places.contains_key(parent.as_str()) => {
+                Err(format!("names {parent:?}, which the catalogue does not have"))
+            }
+            _ if self.roots.get(definition.node_id()) == Some(&None) => {
+                Err("leads round in a circle; parents must end at a root".to_owned())
+            }
+            _ => Ok(()),
         }
     }
-    Err("leads back to the node itself; parents must end at a root".to_owned())
+
+    fn into_ids(self) -> BTreeMap<NodeId, NodeId> {
+        let found =
+            self.roots.into_iter().filter_map(|(id, root)| Some((id.clone(), root?.clone())));
+        found.collect()
+    }
 }
 
 #[cfg(test)]
@@ -367,7 +403,20 @@ mod tests {
             ]
         );
         assert!(found[3].2.contains("does not have"), "{}", found[3].2);
-        assert!(found[4].2.contains("leads back"), "{}", found[4].2);
+        assert!(found[4].2.contains("in a circle"), "{}", found[4].2);
+    }
+
+    #[test]
+    fn the_longest_chain_and_the_longest_circle_are_walked_once() {
+        let chain = |last: &str| {
+            let parent =
+                |n| if n + 1 == DEFINITIONS_MAX { last.into() } else { format!("n{}", n + 1) };
+            (0..DEFINITIONS_MAX).map(|n| draft(&format!("n{n}"), &parent(n))).collect::<Vec<_>>()
+        };
+        let catalog = Catalog::parse(chain("")).unwrap();
+        let top = format!("n{}", DEFINITIONS_MAX - 1);
+        assert!(catalog.nodes().all(|node| node.root_id().as_str() == top));
+        assert_eq!(problems(chain("n0")).len(), DEFINITIONS_MAX);
     }
 
     #[test]

@@ -166,7 +166,9 @@ fn apply(
 
     let progress = match update.change() {
         Some(change) => change.apply(before.progress, target),
-        None => before.progress,
+        None if is_completed => before.progress,
+        // Only a target that was lowered meanwhile makes a difference.
+        None => before.progress.min(target.as_progress()),
     };
     let newly_completed = !is_completed && progress >= target.as_progress();
     if progress == before.progress && !newly_completed && update.extra().is_none() {

@@ -159,6 +159,12 @@ fn a_lower_target_completes_at_the_next_set_and_a_higher_one_takes_nothing_back(
     let later = check(&mut record, 50, Ask::change(Change::Delta(1)));
     assert_eq!(later.verdict, Verdict::Unchanged);
     assert_eq!(later.after.completed_at, NOW);
+
+    let mut record = Record::default();
+    check(&mut record, 10, Ask::change(Change::Delta(7)));
+    let outcome = check(&mut record, 5, Ask::extra("x", 1));
+    assert!(outcome.newly_completed, "extra alone is a set too");
+    assert_eq!(outcome.after.progress.get(), 5);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     domain::{Completion, CompletionFilter, Cursor, Title},
-    feed::Start,
+    feed::{Start, watch::begin},
     store::{FeedError, Store},
 };
 
@@ -18,7 +18,7 @@ const PAGE_BYTES_MAX: usize = 1 << 20;
 pub struct PageRequest {
     /// The title.
     pub title: Title,
-    /// Where to begin; never [`Start::Now`], after which there is nothing.
+    /// Where to begin.
     pub after: Start,
     /// What is wanted.
     pub filter: CompletionFilter,
@@ -44,12 +44,7 @@ pub struct Page {
 /// [`FeedError`], as for a watch.
 pub async fn page(store: &dyn Store, request: PageRequest) -> Result<Page, FeedError> {
     let PageRequest { title, after, filter, size } = request;
-    let bounds = store.feed_bounds(&title).await?;
-    let mut cursor = match after {
-        Start::Now => bounds.newest,
-        Start::Oldest => bounds.oldest,
-        Start::After(cursor) => cursor,
-    };
+    let (mut cursor, _) = begin(store, &title, after).await?;
     let mut completions = Vec::new();
     let (mut scanned, mut bytes) = (0, 0);
     loop {
@@ -74,6 +69,7 @@ pub async fn page(store: &dyn Store, request: PageRequest) -> Result<Page, FeedE
 /// About how many bytes a completion takes.
 fn weight(completion: &Completion) -> usize {
     let draft = completion.node.definition().draft();
+    let icons = draft.unfinished_icon.len() + draft.finished_icon.len();
     let texts = [&draft.display_name, &draft.description, &draft.metadata];
-    completion.extra.as_str().len() + texts.iter().map(|text| text.len()).sum::<usize>()
+    completion.extra.as_str().len() + icons + texts.iter().map(|text| text.len()).sum::<usize>()
 }

@@ -20,7 +20,7 @@ pub struct RetentionRule {
 ///
 /// # Errors
 ///
-/// [`StoreError`] where the store could not.
+/// [`StoreError`] where the store could not, for at least one of them.
 pub async fn retain(
     store: &dyn Store,
     titles: &[Title],
@@ -32,15 +32,19 @@ pub async fn retain(
     }
     let since = |age: Duration| EpochSeconds::new(now.get().saturating_sub(age.as_secs()));
     let keep = Retention { completed_since: rule.age.map(since), count: rule.count };
-    let mut removed = 0;
+    let (mut removed, mut failed) = (0, None);
     for title in titles {
         loop {
-            let step = store.trim_feed(title, keep).await?;
-            removed += step;
-            if step == 0 {
-                break;
+            match store.trim_feed(title, keep).await {
+                Ok(0) => break,
+                Ok(step) => removed += step,
+                // One title's trouble does not keep the others from being trimmed.
+                Err(error) => {
+                    failed = Some(error);
+                    break;
+                }
             }
         }
     }
-    Ok(removed)
+    failed.map_or(Ok(removed), Err)
 }

@@ -16,6 +16,9 @@ use crate::{
 /// Completions read from the store at once.
 const PAGE_COMPLETIONS: usize = 256;
 
+/// How often to look for a place to begin while retention moves the feed's old end.
+const BEGIN_ATTEMPTS: usize = 10;
+
 /// What to follow, and from where.
 #[derive(Clone, Debug)]
 pub struct WatchRequest {
@@ -80,6 +83,29 @@ impl From<StoreError> for WatchError {
     }
 }
 
+/// Finds the cursor to begin after, and the feed's old end. A cursor that does not work is refused.
+pub(super) async fn begin(
+    store: &dyn Store,
+    title: &Title,
+    start: Start,
+) -> Result<(Cursor, Cursor), FeedError> {
+    for _ in 0..BEGIN_ATTEMPTS {
+        let bounds = store.feed_bounds(title).await?;
+        let cursor = match &start {
+            Start::Now => &bounds.newest,
+            Start::Oldest => &bounds.oldest,
+            Start::After(cursor) => cursor,
+        };
+        match store.completions(title, cursor, 1).await {
+            Ok(_) => return Ok((cursor.clone(), bounds.oldest)),
+            // Retention has overtaken the place that was chosen here; the caller named none.
+            Err(FeedError::Expired { .. }) if !matches!(start, Start::After(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(StoreError::Failed("retention overtakes every attempt to begin".to_owned()).into())
+}
+
 /// Follows a feed until `drain` is cancelled or an error ends it. Work is done only while the
 /// stream is polled.
 pub fn watch(
@@ -90,15 +116,8 @@ pub fn watch(
     try_stream! {
         let WatchRequest { title, after, filter, heartbeat_interval } = request;
         let mut changes = store.feed_changes(&title);
-        let bounds = store.feed_bounds(&title).await?;
-        let mut cursor = match after {
-            Start::Now => bounds.newest,
-            Start::Oldest => bounds.oldest.clone(),
-            Start::After(cursor) => cursor,
-        };
-        // A cursor that does not work must be refused before anything is said.
-        store.completions(&title, &cursor, 1).await?;
-        yield FeedEvent::Started { cursor: cursor.clone(), oldest: bounds.oldest };
+        let (mut cursor, oldest) = begin(&*store, &title, after).await?;
+        yield FeedEvent::Started { cursor: cursor.clone(), oldest };
 
         let mut last_sent = Instant::now();
         loop {
@@ -107,6 +126,10 @@ pub fn watch(
             let page = store.completions(&title, &cursor, PAGE_COMPLETIONS).await?;
             let is_end = page.is_empty();
             for completion in page {
+                // A subscriber may take its time between two completions.
+                if drain.is_cancelled() {
+                    Err(WatchError::Draining { cursor: cursor.clone() })?;
+                }
                 cursor = completion.cursor.clone();
                 if filter.admits(&completion) {
                     yield FeedEvent::Completion(Box::new(completion));

@@ -41,6 +41,9 @@ use crate::{
     },
 };
 
+/// What health is asked about; "" is the server as a whole.
+const HEALTH_SERVICES: [&str; 4] = ["", STORAGE_SERVICE, COMPLETION_SERVICE, CATALOG_SERVICE];
+
 /// Largest catalogue as a message: its texts, with room for the rest.
 const CATALOG_MESSAGE_BYTES_MAX: usize = 4 << 20;
 
@@ -203,6 +206,10 @@ impl Server {
 
         tracing::info!("stopping: finishing what is open");
         report(&health, false).await;
+        for service in HEALTH_SERVICES {
+            // Ends the streams that watch it, once they have heard NOT_SERVING.
+            health.clone().clear_service_status(service).await;
+        }
         drain.cancel();
         // A connection that never says anything must not hold the process (hyper issue 4170).
         let finished = time::timeout(settings.drain_time_max, serving).await;
@@ -249,7 +256,7 @@ fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<tokio::net::
 async fn report(health: &HealthReporter, is_serving: bool) {
     use tonic_health::ServingStatus;
     let status = if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-    for service in ["", STORAGE_SERVICE, COMPLETION_SERVICE, CATALOG_SERVICE] {
+    for service in HEALTH_SERVICES {
         health.set_service_status(service, status).await;
     }
 }

@@ -63,10 +63,12 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let asked = grpc_timeout(request.headers()).unwrap_or(Duration::MAX);
         let limit = asked.min(self.request_time_max);
-        let answer = self.inner.call(request);
         // A stream's answer is there as soon as its first headers are, so this bounds its start.
+        // The time begins now, and not when the future is first polled: tonic keeps the caller's
+        // deadline too, around this layer and without a reason in its status.
+        let answer = tokio::time::timeout(limit, self.inner.call(request));
         Box::pin(async move {
-            match tokio::time::timeout(limit, answer).await {
+            match answer.await {
                 Ok(answer) => answer.map(explain),
                 Err(_) => Ok(deadline_exceeded().into_http()),
             }

@@ -44,9 +44,15 @@ fn with_metadata<const N: usize>(
 
 /// Fields that are wrong.
 pub(super) fn invalid(violations: Vec<Violation>) -> Status {
-    // A status travels in headers, which clients bound at 8 KiB or so.
-    const SHOWN_MAX: usize = 20;
-    let more = violations.len().saturating_sub(SHOWN_MAX);
+    // A status travels in headers, which clients bound at 8 KiB, and each text is in it twice.
+    const SHOWN_BYTES_MAX: usize = 1500;
+    let mut bytes = 0;
+    let fitting = violations.iter().take_while(|it| {
+        bytes += it.field.len() + it.problem.len();
+        bytes <= SHOWN_BYTES_MAX
+    });
+    let shown = fitting.count().max(1);
+    let more = violations.len().saturating_sub(shown);
     let rest = (more > 0).then(|| Violation {
         field: "request".to_owned(),
         problem: format!("has {more} more mistakes"),
@@ -54,7 +60,7 @@ pub(super) fn invalid(violations: Vec<Violation>) -> Status {
     let mut details = ErrorDetails::with_error_info("FIELD_INVALID", DOMAIN, HashMap::new());
     let texts: Vec<_> = violations
         .into_iter()
-        .take(SHOWN_MAX)
+        .take(shown)
         .chain(rest)
         .map(|Violation { field, problem }| {
             details.add_bad_request_violation(&field, &problem);

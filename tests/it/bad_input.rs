@@ -20,7 +20,7 @@ use tonic::{
     transport::Channel,
 };
 
-use crate::support::{Server, delta, fields, get, reason, set};
+use crate::support::{PATIENCE, Server, delta, fields, get, reason, set};
 
 const SET: &str = "/accolade.v1.AchievementStorageService/SetAchievementStorage";
 
@@ -316,7 +316,7 @@ async fn random_messages_never_reach_an_internal_error() {
     let noise = proptest::collection::vec(any::<u8>(), 0..80);
     let changes = proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4);
     let mut runner = TestRunner::deterministic();
-    for round in 0..3000 {
+    for round in 0..10_000 {
         let bytes = if round % 2 == 0 {
             noise.new_tree(&mut runner).unwrap().current()
         } else {
@@ -350,9 +350,9 @@ async fn messages_over_the_limit_are_refused_before_they_are_read() {
 
 #[tokio::test]
 async fn answers_over_the_limit_say_how_to_ask_for_less() {
-    let subject = subject(&["--response-bytes-max", "2097152", "--extra-bytes-max", "65536"]);
+    let subject = subject(&["--request-bytes-max", "131072", "--extra-bytes-max", "65536"]);
     let server = &subject.server;
-    let ids: Vec<_> = (0..40).map(|n| format!("n{n}")).collect();
+    let ids: Vec<_> = (0..80).map(|n| format!("n{n}")).collect();
     let nodes: Vec<_> = ids.iter().map(|id| (id.as_str(), 9)).collect();
     server.apply("big", &nodes).await;
     let mut client = server.storage().await;
@@ -421,24 +421,45 @@ async fn a_passed_deadline_is_retried_under_the_same_id_and_counts_once() {
     assert_eq!((records[0].progress, records[0].version), (300, 300));
 }
 
-/// Method: speak HTTP/2 by hand, since every client library keeps deadlines by itself as well.
-#[tokio::test]
-async fn the_servers_own_deadline_status_carries_its_reason() {
-    let subject = subject(&[]);
+/// A set in the making, sent by hand over HTTP/2: every client library frames messages and keeps
+/// deadlines by itself. Gives the trailers-only answer.
+async fn by_hand(subject: &Subject, header: (&str, &str), body: Option<Vec<u8>>) -> Status {
     let socket = tokio::net::TcpStream::connect(&subject.server.address).await.unwrap();
     let (client, connection) = h2::client::handshake(socket).await.unwrap();
     tokio::spawn(connection);
     let request = http::Request::post(format!("http://{}{SET}", subject.server.address))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .header("grpc-timeout", "20m")
+        .header(header.0, header.1)
         .body(())
         .unwrap();
     let mut client = client.ready().await.unwrap();
+    let (response, mut sending) = client.send_request(request, false).unwrap();
+    if let Some(body) = body {
+        sending.send_data(Bytes::from(body), false).unwrap();
+    }
+    let response = tokio::time::timeout(PATIENCE, response).await.expect("an answer").unwrap();
+    Status::from_header_map(response.headers()).expect("trailers only")
+}
+
+#[tokio::test]
+async fn the_servers_own_deadline_status_carries_its_reason() {
+    let subject = subject(&[]);
     // The message itself never comes.
-    let (response, _body) = client.send_request(request, false).unwrap();
-    let response = response.await.unwrap();
-    let status = Status::from_header_map(response.headers()).expect("trailers only");
+    let status = by_hand(&subject, ("grpc-timeout", "20m"), None).await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(reason(&status), "DEADLINE_EXCEEDED");
+}
+
+/// Goal: a message that claims to be 4 GiB long is refused by its length, not waited for.
+#[tokio::test]
+async fn a_length_of_four_gibibytes_is_refused_at_once() {
+    let subject = subject(&[]);
+    let status = by_hand(&subject, ("x", "y"), Some(vec![0, 0xff, 0xff, 0xff, 0xff])).await;
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(reason(&status), "MESSAGE_TOO_LARGE");
+    let memory = std::fs::read_to_string(format!("/proc/{}/status", subject.server.pid())).unwrap();
+    let peak = memory.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 1 << 20, "{peak} kB at the most");
 }

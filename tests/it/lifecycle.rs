@@ -50,6 +50,22 @@ async fn health_says_serving_for_every_service() {
     }
 }
 
+/// Goal: a client that follows health hears NOT_SERVING and does not hold the stopping server.
+#[tokio::test]
+async fn whoever_follows_health_hears_of_the_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &["--drain-seconds-max", "20"]);
+    let mut client = HealthClient::new(server.channel().await);
+    let mut health = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(health.message().await.unwrap().unwrap().status, 1, "SERVING");
+    let start = Instant::now();
+    server.terminate();
+    assert_eq!(health.message().await.unwrap().unwrap().status, 2, "NOT_SERVING");
+    assert!(!matches!(health.message().await, Ok(Some(_))), "the stream ends");
+    assert!(server.wait().success());
+    assert!(start.elapsed() < Duration::from_secs(10), "the drain time is not used up");
+}
+
 /// Goal: connections that say nothing, half of what they should, or stay open with a stream, do
 /// not hold the process beyond its drain time.
 #[tokio::test]

@@ -226,6 +226,47 @@ async fn a_subscriber_that_stops_reading_harms_nobody() {
     }
 }
 
+/// Goal: a subscriber that is in the middle of a long feed learns that the server stops, too.
+#[tokio::test]
+async fn a_slow_watch_ends_with_a_cursor_as_well() {
+    let subject = subject(&["--drain-seconds-max", "5"]).await;
+    let ids: Vec<_> = (0..40).map(|n| format!("n{n}")).collect();
+    let nodes: Vec<_> = ids.iter().map(|id| (id.as_str(), 1)).collect();
+    subject.server.apply("big", &nodes).await;
+    let mut client = subject.server.storage().await;
+    for player in 0..5 {
+        for id in &ids {
+            let request = accolade::proto::v1::SetAchievementStorageRequest {
+                extra: Some("x".repeat(16_000)),
+                expected_version: Some(0),
+                ..delta("big", &player.to_string(), id, 1)
+            };
+            set(&mut client, request).await;
+        }
+    }
+    drop(client);
+    let mut watch = Watch::after(&subject.server, "big", "").await;
+    let mut last = watch.completion().await.cursor;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    subject.server.terminate();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut read = 1;
+    let status = loop {
+        match watch.event().await {
+            Ok(Event::Completion(completion)) => {
+                last = completion.cursor;
+                read += 1;
+            }
+            Ok(_) => {}
+            Err(status) => break status,
+        }
+    };
+    assert!(read < 200, "the stream ends before the feed does");
+    assert_eq!(reason(&status), "DRAINING");
+    assert_eq!(status.get_details_error_info().unwrap().metadata["cursor"], last);
+    assert!(subject.server.wait().success());
+}
+
 #[tokio::test]
 async fn watches_end_with_unavailable_and_a_cursor_when_the_server_stops() {
     let subject = subject(&[]).await;

@@ -17,8 +17,10 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Arc,
+    time::{Instant, SystemTime},
 };
 
+use parking_lot::Mutex;
 use sled::{Batch, IVec};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -59,8 +61,10 @@ pub(super) struct Committer {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) health: watch::Sender<StoreHealth>,
     pub(super) sync_log: SyncLog,
-    /// Where sled would put blobs, which it never syncs.
-    pub(super) blobs: PathBuf,
+    /// Where sled would put blobs, which it never syncs; and when that folder last changed.
+    pub(super) blobs: (PathBuf, SystemTime),
+    /// When the commit under way began; the watchdog looks at it.
+    pub(super) under_way: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Tells a caller what became of its job, given what became of the group.
@@ -203,8 +207,11 @@ impl Committer {
             (outcome, cursor)
         });
         let applied = Applied { replayed, outcomes: outcomes.collect() };
-        for (key, value) in rows {
-            group.write(self.view.tree().get(&key).map_err(failed)?, key, Some(value));
+        // All that can fail comes before the first write, so that no half of it stays in the group.
+        let before: Result<Vec<_>, _> =
+            rows.iter().map(|(key, _)| self.view.tree().get(key).map_err(failed)).collect();
+        for ((key, value), before) in rows.into_iter().zip(before?) {
+            group.write(before, key, Some(value));
         }
         let written = writes.iter().map(Option::is_some);
         for ((key, stored), written) in keys.into_iter().zip(stored).zip(written) {
@@ -325,8 +332,10 @@ impl Committer {
     fn make_durable(&mut self, batch: Batch, before: Before) -> Result<(), StoreError> {
         self.check_serving()?;
         self.view.hide(before);
+        *self.under_way.lock() = Some(Instant::now());
         let applied = self.view.tree().apply_batch(batch).map_err(io::Error::other);
         let synced = applied.and_then(|()| (self.sync_log)()).and_then(|()| self.check_blobs());
+        *self.under_way.lock() = None;
         if let Err(error) = synced {
             self.poison(&error.to_string());
             return Err(StoreError::Poisoned);
@@ -335,21 +344,29 @@ impl Committer {
         Ok(())
     }
 
+    /// Asks for the folder's time only: that needs no file descriptor, so a process that has run
+    /// out of them does not take its store for damaged.
     fn check_blobs(&self) -> io::Result<()> {
-        match fs::read_dir(&self.blobs)?.next() {
-            None => Ok(()),
-            Some(_) => Err(io::Error::other("sled wrote a blob, which it does not sync")),
+        let (blobs, unchanged) = &self.blobs;
+        match fs::metadata(blobs)?.modified()? == *unchanged {
+            true => Ok(()),
+            false => Err(io::Error::other("sled wrote a blob, which it does not sync")),
         }
     }
 
     fn poison(&self, cause: &str) {
-        tracing::error!(
-            cause,
-            "a write failed: the store takes no more writes; free or repair the disk, run \
-             `accolade verify` on a copy, then start the server anew"
-        );
-        self.health.send_replace(StoreHealth::Poisoned);
+        poison(&self.health, cause);
     }
+}
+
+/// Ends all writes, and says so.
+pub(super) fn poison(health: &watch::Sender<StoreHealth>, cause: &str) {
+    tracing::error!(
+        cause,
+        "a write failed: the store takes no more writes; free or repair the disk, run \
+         `accolade verify` on a copy, then start the server anew"
+    );
+    health.send_replace(StoreHealth::Poisoned);
 }
 
 /// Answers a job of a poisoned store.

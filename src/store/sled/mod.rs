@@ -16,19 +16,21 @@ mod rows;
 mod sync_file_range;
 mod verify;
 mod view;
+mod watchdog;
 
 use std::{
     collections::BTreeSet,
-    fs::File,
+    fs::{self, File},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::{Duration, SystemTime},
 };
 
 use async_trait::async_trait;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     task::spawn_blocking,
 };
 
@@ -38,6 +40,7 @@ use self::{
     keys::Key,
     read::{damaged, failed, read_completion, read_records},
     view::DurableView,
+    watchdog::COMMIT_TIME_MAX,
 };
 use super::{
     Applied, ApplyError, CatalogError, FeedBounds, FeedError, Retention, Store, StoreError,
@@ -68,6 +71,8 @@ pub struct SledStore {
     /// `None` only while dropping.
     jobs: Option<mpsc::Sender<Job>>,
     committer: Option<JoinHandle<()>>,
+    /// One permit for whoever reads every record of a title.
+    counting: Arc<Semaphore>,
     /// Dropped last: the folder is ours until sled has closed.
     _lock: File,
 }
@@ -83,15 +88,18 @@ impl SledStore {
     ///
     /// [`OpenError`], whose text says what to do.
     pub fn open(dir: &Path, cache_bytes: u64, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        let opened = open::open(dir, cache_bytes, true)?;
+        let opened = open::open(dir, cache_bytes)?;
         let tree = (*opened.db).clone();
         let log = opened.log.try_clone();
-        let log = log.map_err(|source| OpenError::Io { path: dir.to_owned(), source })?;
+        let io = |source| OpenError::Io { path: dir.to_owned(), source };
+        let log = log.map_err(io)?;
+        let blobs = opened.store.join("blobs");
+        let changed = fs::metadata(&blobs).and_then(|blobs| blobs.modified()).map_err(io)?;
         let sync_log: SyncLog = Box::new(move || {
             tree.flush().map_err(io::Error::other)?;
             log.sync_data()
         });
-        Ok(Self::start(opened, clock, sync_log))
+        Ok(Self::start(opened, clock, sync_log, (blobs, changed), COMMIT_TIME_MAX))
     }
 
     /// Opens a data folder that exists, reads all of it, and closes it.
@@ -100,15 +108,23 @@ impl SledStore {
     ///
     /// [`OpenError`]; [`OpenError::Damaged`] holds what is wrong.
     pub fn verify(dir: &Path, cache_bytes: u64) -> Result<Report, OpenError> {
-        Ok(open::open(dir, cache_bytes, false)?.report)
+        Ok(open::inspect(dir, cache_bytes)?.report)
     }
 
-    fn start(opened: open::Opened, clock: Arc<dyn Clock>, sync_log: SyncLog) -> Self {
+    fn start(
+        opened: open::Opened,
+        clock: Arc<dyn Clock>,
+        sync_log: SyncLog,
+        blobs: (PathBuf, SystemTime),
+        commit_time_max: Duration,
+    ) -> Self {
         let view = Arc::new(DurableView::new((*opened.db).clone()));
         let feeds = Arc::new(Feeds::new(opened.report.feeds));
-        let cursors = CursorCodec::new(opened.store_id);
+        let cursors = CursorCodec::new(opened.row.store_id);
         let health = watch::Sender::new(StoreHealth::Serving);
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS_MAX);
+        let under_way = Arc::default();
+        watchdog::start(&under_way, health.clone(), commit_time_max);
         let committer = Committer {
             view: view.clone(),
             feeds: feeds.clone(),
@@ -116,14 +132,16 @@ impl SledStore {
             clock,
             health: health.clone(),
             sync_log,
-            blobs: opened.blobs,
+            blobs,
+            under_way,
         };
         let committer = thread::Builder::new()
             .name("committer".to_owned())
             .spawn(move || committer.run(queue))
             .expect("a thread can be started while the store opens");
         let (jobs, committer) = (Some(jobs), Some(committer));
-        Self { view, feeds, cursors, health, jobs, committer, _lock: opened.lock }
+        let counting = Arc::new(Semaphore::new(1));
+        Self { view, feeds, cursors, health, jobs, committer, counting, _lock: opened.lock }
     }
 
     /// Hands a job to the committer and waits for its answer. Whoever stops waiting does not stop
@@ -134,8 +152,19 @@ impl SledStore {
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let jobs = self.jobs.as_ref().ok_or(StoreError::Poisoned)?;
-        jobs.send(job(answer)).await.map_err(|_| StoreError::Poisoned)?;
-        answered.await.map_err(|_| StoreError::Poisoned)
+        let mut health = self.health.subscribe();
+        let answer = async {
+            jobs.send(job(answer)).await.map_err(|_| StoreError::Poisoned)?;
+            answered.await.map_err(|_| StoreError::Poisoned)
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            // Of a commit that does not end, no answer comes.
+            _ = health.wait_for(|health| *health == StoreHealth::Poisoned) => {
+                Err(StoreError::Poisoned)
+            }
+        }
     }
 
     /// Runs reads that may be long where they keep nobody waiting.
@@ -152,7 +181,9 @@ impl SledStore {
 impl Drop for SledStore {
     fn drop(&mut self) {
         drop(self.jobs.take());
-        if let Some(committer) = self.committer.take() {
+        // A committer that hangs in a commit must not hold the process.
+        let is_poisoned = *self.health.borrow() == StoreHealth::Poisoned;
+        if let Some(committer) = self.committer.take().filter(|_| !is_poisoned) {
             let _ = committer.join();
         }
     }
@@ -165,7 +196,8 @@ impl Store for SledStore {
     }
 
     async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
-        let records = read_records(&self.view, player)?;
+        let player = player.clone();
+        let records = self.read(move |view| read_records(view, &player)).await?;
         Ok(records.into_iter().map(|(node, stored)| (node, stored.record.state)).collect())
     }
 
@@ -202,8 +234,7 @@ impl Store for SledStore {
         if sequence < feed.trimmed_through() {
             return Err(FeedError::Expired { oldest: oldest() });
         }
-        let first = completions.first().map(|first| &first.cursor);
-        if first.is_some_and(|first| *first != self.cursors.encode(title, sequence + 1)) {
+        if completions.is_empty() && sequence < head {
             return Err(
                 StoreError::Corrupt(format!("completion {} is missing", sequence + 1)).into()
             );
@@ -240,10 +271,19 @@ impl Store for SledStore {
         nodes: &BTreeSet<NodeId>,
     ) -> Result<u64, StoreError> {
         let (title, nodes) = (title.clone(), nodes.clone());
-        self.read(move |view| {
+        // One at a time, and not after the caller has gone: it may read millions of keys.
+        let permit = self.counting.clone().acquire_owned().await;
+        let permit = permit.map_err(|error| StoreError::Failed(error.to_string()))?;
+        let asked = Arc::new(());
+        let still_asked = Arc::downgrade(&asked);
+        let counted = self.read(move |view| {
+            let _permit = permit;
             let mut count = 0;
             let mut last = None;
             for key in view.tree().scan_prefix(keys::records_of_title(&title)).keys() {
+                if still_asked.strong_count() == 0 {
+                    break;
+                }
                 let key = key.map_err(failed)?;
                 let Some(Key::Record(player, node)) = Key::decode(&key) else {
                     return Err(damaged(&key, "stands under a key that is no record's"));
@@ -254,8 +294,10 @@ impl Store for SledStore {
                 }
             }
             Ok(count)
-        })
-        .await
+        });
+        let counted = counted.await;
+        drop(asked);
+        counted
     }
 
     fn health(&self) -> watch::Receiver<StoreHealth> {

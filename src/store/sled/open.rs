@@ -80,29 +80,52 @@ pub enum OpenError {
 pub(super) struct Opened {
     pub(super) db: Db,
     pub(super) report: Report,
-    pub(super) store_id: u64,
+    pub(super) row: StoreRow,
     /// Our own handle to sled's log, to sync it.
     pub(super) log: File,
-    pub(super) blobs: PathBuf,
+    /// sled's own folder.
+    pub(super) store: PathBuf,
     /// Dropped last: the folder is ours until sled has closed.
     pub(super) lock: File,
 }
 
-/// Opens a data folder, and makes it first where it does not exist and `create` says so.
-pub(super) fn open(dir: &Path, cache_bytes: u64, create: bool) -> Result<Opened, OpenError> {
-    if create {
-        fs::create_dir_all(dir).map_err(at(dir))?;
-    }
+/// Opens a data folder, and makes it first where it does not exist.
+pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
+    create_dir(dir)?;
     let lock = lock(dir)?;
     let store = dir.join("store");
     remove_dir(&dir.join("store.creating"))?;
     if !store.exists() {
-        if !create {
-            return Err(at(&store)(io::ErrorKind::NotFound.into()));
-        }
         create_store(dir, &store)?;
     }
+    // Also of a store that a process made and was killed before it could sync the rename.
+    sync_dir(dir)?;
 
+    let opened = open_existing(lock, store, cache_bytes)?;
+    let Opened { db, store, .. } = &opened;
+    let broken = |error: StoreError| unreadable(store)(error.to_string());
+    let failed = |error: sled::Error| unreadable(store)(error.to_string());
+    for (key, _) in catalogs::leftovers(db).map_err(broken)?.into_iter().flatten() {
+        db.remove(key).map_err(failed)?;
+    }
+    let row = StoreRow { open_count: opened.row.open_count + 1, ..opened.row };
+    let calls = sync_file_range::calls();
+    write_store_row(db, &row).map_err(failed)?;
+    if cfg!(target_os = "linux") && sync_file_range::calls() == calls {
+        return Err(OpenError::NotSynced);
+    }
+    opened.log.sync_data().map_err(at(store))?;
+    Ok(opened)
+}
+
+/// Opens and checks a data folder that exists, and writes nothing of our own.
+pub(super) fn inspect(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
+    let store = dir.join("store");
+    fs::metadata(&store).map_err(at(&store))?;
+    open_existing(lock(dir)?, store, cache_bytes)
+}
+
+fn open_existing(lock: File, store: PathBuf, cache_bytes: u64) -> Result<Opened, OpenError> {
     let log_path = store.join("db");
     let log = File::options().read(true).write(true).open(&log_path).map_err(at(&log_path))?;
     wait_until_closed(&log, &store)?;
@@ -118,18 +141,7 @@ pub(super) fn open(dir: &Path, cache_bytes: u64, create: bool) -> Result<Opened,
     let Some(row) = report.store.filter(|_| report.problems.is_empty()) else {
         return Err(OpenError::Damaged { path: store, problems: report.problems });
     };
-    for step in catalogs::leftovers(&db).map_err(broken)? {
-        for (key, _) in step {
-            db.remove(key).map_err(|error| unreadable(&store)(error.to_string()))?;
-        }
-    }
-    let row = StoreRow { open_count: row.open_count + 1, ..row };
-    let calls = sync_file_range::calls();
-    write_store_row(&db, &row).map_err(|error| unreadable(&store)(error.to_string()))?;
-    if cfg!(target_os = "linux") && sync_file_range::calls() == calls {
-        return Err(OpenError::NotSynced);
-    }
-    Ok(Opened { db, report, store_id: row.store_id, log, blobs: store.join("blobs"), lock })
+    Ok(Opened { db, report, row, log, store, lock })
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
@@ -170,11 +182,23 @@ fn create_store(dir: &Path, store: &Path) -> Result<(), OpenError> {
     wait_until_closed(&File::open(&log).map_err(at(&log))?, &creating)?;
     sync_tree(&creating)?;
     fs::rename(&creating, store).map_err(at(store))?;
-    sync_dir(dir)?;
-    // The folder itself may be new as well.
-    match dir.canonicalize().map_err(at(dir))?.parent() {
-        Some(parent) => sync_dir(parent),
-        None => Ok(()),
+    Ok(())
+}
+
+/// Makes a folder and those above it; every name that is new is synced.
+fn create_dir(dir: &Path) -> Result<(), OpenError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = match dir.parent() {
+        None => return fs::create_dir(dir).map_err(at(dir)),
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+    };
+    create_dir(parent)?;
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(dir)(error)),
+        _ => sync_dir(parent),
     }
 }
 

@@ -11,6 +11,9 @@ use crate::{
 
 const CACHE: u64 = 1 << 20;
 
+/// After this, a commit of these tests counts as hanging.
+const COMMIT_TIME_MAX_HERE: Duration = Duration::from_secs(5);
+
 fn open(dir: &Path) -> SledStore {
     SledStore::open(dir, CACHE, TestClock::at(1000)).unwrap()
 }
@@ -20,14 +23,17 @@ fn open_with(
     dir: &Path,
     sync: impl FnMut(&mut SyncLog) -> io::Result<()> + Send + 'static,
 ) -> SledStore {
-    let opened = open::open(dir, CACHE, true).unwrap();
+    let opened = open::open(dir, CACHE).unwrap();
+    let blobs = opened.store.join("blobs");
+    let changed = fs::metadata(&blobs).unwrap().modified().unwrap();
     let (tree, log) = ((*opened.db).clone(), opened.log.try_clone().unwrap());
     let mut real: SyncLog = Box::new(move || {
         tree.flush().map_err(io::Error::other)?;
         log.sync_data()
     });
     let mut sync = sync;
-    SledStore::start(opened, TestClock::at(1000), Box::new(move || sync(&mut real)))
+    let sync: SyncLog = Box::new(move || sync(&mut real));
+    SledStore::start(opened, TestClock::at(1000), sync, (blobs, changed), COMMIT_TIME_MAX_HERE)
 }
 
 async fn progress(store: &SledStore, id: &str) -> Option<u64> {
@@ -102,6 +108,50 @@ async fn a_panic_of_the_committer_ends_all_writes() {
     let mut health = store.health();
     health.wait_for(|health| *health == StoreHealth::Poisoned).await.unwrap();
     assert_eq!(progress(&store, "p").await, None);
+}
+
+/// sled does not wake its waiter after some failures; then no answer comes from the committer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_does_not_end_ends_all_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (end, may_end) = std_mpsc::sync_channel::<()>(1);
+    let store = open_with(dir.path(), move |real| {
+        let _ = may_end.recv();
+        real()
+    });
+    let refused = store.apply(Update::of("t", "p").delta("n", 10, 1).build()).await;
+    assert!(matches!(refused, Err(ApplyError::Store(StoreError::Poisoned))));
+    assert_eq!(*store.health().borrow(), StoreHealth::Poisoned);
+    assert_eq!(progress(&store, "p").await, None, "reads go on");
+    drop(store);
+    drop(end);
+}
+
+#[tokio::test]
+async fn a_blob_ends_all_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.apply(Update::of("t", "p").delta("n", 10, 1).build()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    fs::write(dir.path().join("store/blobs/1"), b"x").unwrap();
+    let refused = store.apply(Update::of("t", "p").delta("n", 10, 1).build()).await;
+    assert!(matches!(refused, Err(ApplyError::Store(StoreError::Poisoned))));
+}
+
+/// Goal: a page is never empty where the feed goes on, whatever is wrong with the rows.
+#[tokio::test]
+async fn a_hole_in_the_feed_is_an_error_and_not_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for n in 0..3 {
+        store.apply(Update::of("t", &format!("p{n}")).delta("n", 1, 1).build()).await.unwrap();
+    }
+    store.view.tree().remove(keys::completion(&title("t"), 2)).unwrap();
+    let oldest = store.feed_bounds(&title("t")).await.unwrap().oldest;
+    let page = store.completions(&title("t"), &oldest, 10).await.unwrap();
+    assert_eq!(page.len(), 1);
+    let next = store.completions(&title("t"), &page[0].cursor, 10).await;
+    assert!(matches!(next, Err(FeedError::Store(StoreError::Corrupt(_)))));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,14 +7,17 @@
 //! A reader reads the tree first and the overlay second: whichever way it races with the
 //! committer, it ends with a value that was durable at some moment during the read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use parking_lot::RwLock;
 use sled::{IVec, Tree};
 
-/// How often a scan is repeated because a group was published in the middle of it. After that it
-/// holds off publication for the length of one scan.
+/// How often a scan is repeated because a group that touches it was published in the middle of it.
+/// After that it holds off publication for the length of one scan.
 const SCAN_ATTEMPTS: usize = 8;
+
+/// Published groups whose keys are kept, so that a scan knows which of them touch it.
+const RECENT_GROUPS: usize = 16;
 
 /// A value per key as it was before the group under way; `None` where there was none.
 pub(super) type Before = BTreeMap<Vec<u8>, Option<IVec>>;
@@ -30,6 +33,8 @@ struct Overlay {
     /// Counts groups that became durable.
     published: u64,
     before: Before,
+    /// The groups that became durable last, newest first.
+    recent: VecDeque<Before>,
 }
 
 impl DurableView {
@@ -49,7 +54,7 @@ impl DurableView {
             let published = self.overlay.read().published;
             let applied = self.scan_applied(prefix)?;
             let overlay = self.overlay.read();
-            if overlay.published == published {
+            if !overlay.has_touched(prefix, overlay.published - published) {
                 return Ok(overlay.restore(prefix, applied));
             }
         }
@@ -72,12 +77,23 @@ impl DurableView {
     /// Shows the group that was hidden: it is durable now.
     pub(super) fn publish(&self) {
         let mut overlay = self.overlay.write();
-        overlay.before.clear();
+        let published = std::mem::take(&mut overlay.before);
+        overlay.recent.push_front(published);
+        overlay.recent.truncate(RECENT_GROUPS);
         overlay.published += 1;
     }
 }
 
 impl Overlay {
+    /// Whether one of the last `groups` groups has, or may have, a key of this prefix.
+    fn has_touched(&self, prefix: &[u8], groups: u64) -> bool {
+        let groups = usize::try_from(groups).unwrap_or(usize::MAX);
+        let touches = |group: &Before| {
+            group.range(prefix.to_vec()..).next().is_some_and(|(key, _)| key.starts_with(prefix))
+        };
+        groups > self.recent.len() || self.recent.iter().take(groups).any(touches)
+    }
+
     fn restore(&self, prefix: &[u8], applied: Vec<(IVec, IVec)>) -> Vec<(IVec, IVec)> {
         let hidden = self.before.range(prefix.to_vec()..);
         let mut hidden = hidden.take_while(|(key, _)| key.starts_with(prefix)).peekable();
@@ -115,5 +131,25 @@ mod tests {
         assert_eq!(texts(view.scan(b"a").unwrap()), ["old", "same"]);
         view.publish();
         assert_eq!(texts(view.scan(b"a").unwrap()), ["new", "new", "same"]);
+    }
+
+    #[test]
+    fn a_scan_is_repeated_only_for_groups_that_touch_it() {
+        let db = sled::Config::new().temporary(true).open().unwrap();
+        let view = DurableView::new((*db).clone());
+        let publish = |key: &[u8]| {
+            view.hide(Before::from([(key.to_vec(), None)]));
+            view.publish();
+        };
+        publish(b"other");
+        publish(b"mine");
+        for _ in 0..RECENT_GROUPS - 1 {
+            publish(b"other");
+        }
+        let overlay = view.overlay.read();
+        assert!(!overlay.has_touched(b"mine", 0));
+        assert!(!overlay.has_touched(b"mine", RECENT_GROUPS as u64 - 1));
+        assert!(overlay.has_touched(b"mine", RECENT_GROUPS as u64));
+        assert!(overlay.has_touched(b"x", RECENT_GROUPS as u64 + 1), "nobody knows any more");
     }
 }
