@@ -63,7 +63,7 @@ async fn no_answer_leaves_before_fdatasync_of_its_group() {
     }
     tasks.join_all().await;
     terminate_traced(server.pid());
-    server.wait();
+    server.wait().await;
 
     let checked = audit(&fs::read_to_string(&trace).unwrap(), SETS);
     println!("audited {checked} answers: each left after the fdatasync of its group");

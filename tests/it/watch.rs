@@ -132,7 +132,7 @@ async fn old_and_future_cursors_are_out_of_range_and_name_one_that_works() {
     let copy = first.dir.path().join("copy");
     first.complete(["a".to_owned()]).await;
     first.server.terminate();
-    first.server.wait();
+    first.server.wait().await;
     copy_dir(&data, &copy);
 
     // The same store goes on, with retention; its copy stays behind.
@@ -264,7 +264,7 @@ async fn a_slow_watch_ends_with_a_cursor_as_well() {
     assert!(read < 200, "the stream ends before the feed does");
     assert_eq!(reason(&status), "DRAINING");
     assert_eq!(status.get_details_error_info().unwrap().metadata["cursor"], last);
-    assert!(subject.server.wait().success());
+    assert!(subject.server.wait().await.success());
 }
 
 #[tokio::test]
@@ -282,5 +282,5 @@ async fn watches_end_with_unavailable_and_a_cursor_when_the_server_stops() {
     };
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "DRAINING"));
     assert_eq!(status.get_details_error_info().unwrap().metadata["cursor"], cursors[1]);
-    assert!(subject.server.wait().success());
+    assert!(subject.server.wait().await.success());
 }

@@ -129,14 +129,15 @@ impl Server {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     }
 
-    /// Waits for the end of the process.
-    pub fn wait(mut self) -> ExitStatus {
+    /// Waits for the end of the process, while the clients of this test run on: a server that stops
+    /// gracefully waits for their side of its connections.
+    pub async fn wait(mut self) -> ExitStatus {
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("the server does not end; its log:\n{}", self.log());
     }
