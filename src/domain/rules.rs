@@ -68,13 +68,14 @@ pub enum Refusal {
 ///
 /// # Panics
 ///
-/// Where `records` and the updates differ in number.
+/// Where `records` and the updates differ in number, or two updates are of one node.
 pub fn decide(
     update: &PlayerUpdate,
     records: &[Record],
     now: EpochSeconds,
 ) -> Result<Ruling, Refusal> {
     assert_eq!(update.updates.len(), records.len(), "one record for each update");
+    assert!(update.has_distinct_nodes(), "one update of each node");
     if let Some(id) = &update.request_id
         && records.iter().any(|record| record.recall(id).is_some())
     {

@@ -1,6 +1,6 @@
 //! What a caller asks for, parsed.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use super::{Extra, MaxProgress, Node, PlayerKey, Progress, RequestId, ValueError, Version};
 
@@ -110,4 +110,14 @@ pub struct PlayerUpdate {
     pub request_id: Option<RequestId>,
     /// The updates.
     pub updates: Vec<NodeUpdate>,
+}
+
+impl PlayerUpdate {
+    /// Whether no two updates are of the same node.
+    #[must_use]
+    pub fn has_distinct_nodes(&self) -> bool {
+        let mut seen = HashSet::new();
+        let mut ids = self.updates.iter().map(|item| item.node.definition().node_id());
+        self.updates.len() == 1 || ids.all(|id| seen.insert(id))
+    }
 }
