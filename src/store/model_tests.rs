@@ -174,7 +174,7 @@ impl StateMachineTest for Tested {
 
 prop_state_machine! {
     #![proptest_config(ProptestConfig {
-        cases: 24,
+        cases: 200,
         max_shrink_iters: 200,
         failure_persistence: None,
         ..ProptestConfig::default()
