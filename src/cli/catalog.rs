@@ -84,6 +84,11 @@ async fn apply(args: ApplyArgs) -> Result<(), CliError> {
     };
     let mut client = Client::new(args.server.connect().await?);
     let applied = client.apply_catalog(request).await?.into_inner();
+    let changes = [&applied.added_node_ids, &applied.changed_node_ids, &applied.removed_node_ids];
+    if changes.iter().all(|ids| ids.is_empty()) {
+        println!("{:?} is the same already; it stays at revision {}", args.title, applied.revision);
+        return Ok(());
+    }
     let what = if args.dry_run { "would change" } else { "changed" };
     println!("{what} {:?}, revision {}:", args.title, applied.revision);
     for (sign, ids) in [

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use thiserror::Error;
 use tonic::Status;
+use tonic_types::StatusExt;
 
 use crate::{catalog::CatalogFileError, config::ConfigError, server::ServeError};
 
@@ -47,7 +48,8 @@ enum Command {
     /// Apply, show or list catalogues
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
-    /// Read a whole data folder and check it; no server may have it open
+    /// Read a whole data folder and check it; no server may have it open. sled may cut a torn log
+    /// when it opens one: verify a copy where that matters
     Verify(offline::VerifyArgs),
 }
 
@@ -71,7 +73,7 @@ pub enum CliError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The server said no.
-    #[error("{:?}: {}", .0.code(), .0.message())]
+    #[error("{}", said(.0))]
     Status(Box<Status>),
     /// A data folder is not sound.
     #[error("{0}")]
@@ -83,7 +85,10 @@ impl CliError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) | Self::Usage(_) | Self::CatalogFile(_) => ExitCode::from(EXIT_USAGE),
+            Self::Config(_)
+            | Self::Usage(_)
+            | Self::CatalogFile(_)
+            | Self::Serve(ServeError::CatalogFiles(_)) => ExitCode::from(EXIT_USAGE),
             _ => ExitCode::FAILURE,
         }
     }
@@ -93,6 +98,17 @@ impl From<Status> for CliError {
     fn from(status: Status) -> Self {
         Self::Status(Box::new(status))
     }
+}
+
+/// A status with its reason, by which the README explains it, and with a cursor that works where
+/// one did not.
+fn said(status: &Status) -> String {
+    let info = status.get_details_error_info();
+    let reason = info.as_ref().map_or("no reason", |info| info.reason.as_str());
+    let oldest = info.as_ref().and_then(|info| info.metadata.get("oldest"));
+    let remedy = oldest.map(|oldest| format!("; go on with --after {oldest}, some were missed"));
+    let remedy = remedy.unwrap_or_default();
+    format!("{:?}, {reason}: {}{remedy}", status.code(), status.message())
 }
 
 /// Reads the command line; ends the process where it is wrong, or only asks for help.

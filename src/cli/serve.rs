@@ -10,7 +10,7 @@ use super::CliError;
 use crate::{
     catalog,
     config::{Layer, SETTINGS, Settings, environment_name},
-    server::Server,
+    server::{ServeError, Server},
     telemetry,
 };
 
@@ -23,10 +23,10 @@ pub(super) struct ServeArgs {
 
 impl Args for ServeArgs {
     fn augment_args(command: Command) -> Command {
-        let config = Arg::new("config")
-            .long("config")
-            .value_name("FILE")
-            .help("Configuration file (TOML, keys named as the flags, with underscores)");
+        let config = Arg::new("config").long("config").value_name("FILE").help(
+            "Configuration file (TOML, keys named as the flags, with underscores) \
+                 [env: ACCOLADE_CONFIG]",
+        );
         let flags = SETTINGS.iter().map(|setting| {
             let environment = environment_name(setting.key);
             let default = match setting.default {
@@ -87,9 +87,15 @@ pub(super) async fn serve(args: ServeArgs) -> Result<ExitCode, CliError> {
 
 pub(super) fn check_config(args: ServeArgs) -> Result<ExitCode, CliError> {
     let settings = Settings::load(args.flags, args.config)?;
+    let mut mistakes = Vec::new();
     for (title, path) in &settings.catalogs {
-        let catalog = catalog::load(path)?;
-        println!("catalogue of {title:?}: {} nodes", catalog.nodes().len());
+        match catalog::load(path) {
+            Ok(catalog) => println!("catalogue of {title:?}: {} nodes", catalog.nodes().len()),
+            Err(error) => mistakes.push(error),
+        }
+    }
+    if !mistakes.is_empty() {
+        return Err(ServeError::CatalogFiles(mistakes).into());
     }
     println!("the settings are sound: {settings:#?}");
     Ok(ExitCode::SUCCESS)

@@ -112,6 +112,7 @@ impl Server {
     /// [`ServeError`], whose text says what to do.
     pub async fn open(settings: Settings) -> Result<Self, ServeError> {
         let (dir, cache_bytes) = (settings.data.clone(), settings.cache_bytes);
+        let is_new = !dir.join("store").exists();
         let opening = tokio::task::spawn_blocking(move || {
             SledStore::open(&dir, cache_bytes, Arc::new(SystemClock))
         });
@@ -125,14 +126,18 @@ impl Server {
         let mut mistakes = Vec::new();
         for file in &mut files {
             match file.load().await {
-                Ok(catalog) => drop(catalogs.apply(file.title(), catalog, None, false).await?),
+                Ok(catalog) => {
+                    let applied = catalogs.apply(file.title(), catalog, None, false).await?;
+                    reload::log(file.title(), &applied);
+                }
                 Err(error) => mistakes.push(error),
             }
         }
         if !mistakes.is_empty() {
             return Err(ServeError::CatalogFiles(mistakes));
         }
-        if catalogs.all().is_empty() {
+        // Not in a folder that has lost its titles: whoever looks must see that they are gone.
+        if is_new && catalogs.all().is_empty() {
             let title = Title::parse("demo").expect("`demo` is an id");
             catalogs.apply(&title, catalog::demo(), None, false).await?;
         }
@@ -140,6 +145,13 @@ impl Server {
         let address = settings.listen;
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|source| ServeError::Listen { address, source })?;
+        tracing::info!(
+            address = %listener.local_addr().unwrap_or(address),
+            data = %settings.data.display(),
+            titles = catalogs.all().len(),
+            version = env!("CARGO_PKG_VERSION"),
+            "listening"
+        );
         Ok(Self { settings, store, catalogs, listener, files })
     }
 

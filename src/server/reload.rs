@@ -13,7 +13,7 @@ use std::{
 use tokio::{task::spawn_blocking, time};
 
 use crate::{
-    catalog::{self, CatalogFileError, Catalogs},
+    catalog::{self, Applied, CatalogFileError, Catalogs},
     domain::{Catalog, Title},
 };
 
@@ -76,18 +76,23 @@ pub(super) async fn follow(mut files: Vec<CatalogFile>, catalogs: Catalogs, inte
                 }
             };
             match catalogs.apply(&file.title, catalog, None, false).await {
-                Ok(applied) => tracing::info!(
-                    title = ?file.title,
-                    revision = applied.revision,
-                    added = applied.diff.added.len(),
-                    changed = applied.diff.changed.len(),
-                    removed = applied.diff.removed.len(),
-                    "catalogue read again"
-                ),
+                Ok(applied) => log(&file.title, &applied),
                 Err(error) => tracing::error!(%error, title = ?file.title, "catalogue not stored"),
             }
         }
     }
+}
+
+/// Says what a file that was read has changed.
+pub(super) fn log(title: &Title, applied: &Applied) {
+    tracing::info!(
+        ?title,
+        revision = applied.revision,
+        added = applied.diff.added.len(),
+        changed = applied.diff.changed.len(),
+        removed = applied.diff.removed.len(),
+        "catalogue file read"
+    );
 }
 
 fn looks(path: &Path) -> Looks {

@@ -41,8 +41,15 @@ fn a_sound_configuration_is_shown() {
     }
     fs::write(dir.path().join("bad.toml"), "x").unwrap();
     let bad = format!("t={}", dir.path().join("bad.toml").display());
-    let output = accolade(&["check-config", "--catalog", &bad]);
-    assert_eq!(output.status.code(), Some(64));
+    let missing = format!("u={}", dir.path().join("missing.toml").display());
+    let data = dir.path().join("data").display().to_string();
+    for command in [&["check-config"][..], &["serve", "--data", &data]] {
+        let args = [command, &["--catalog", &bad, "--catalog", &missing]].concat();
+        let output = accolade(&args);
+        assert_eq!(output.status.code(), Some(64));
+        let error = text(&output.stderr);
+        assert!(error.contains("bad.toml:1:") && error.contains("missing.toml:"), "{error}");
+    }
 }
 
 #[test]
@@ -79,7 +86,7 @@ fn get_set_and_catalog_do_what_they_say() {
     assert_eq!(json["entity"][0]["extra"], "x");
     let (code, shown) = run(&["set", "demo", "p", "chef", "--delta", "-1"]);
     assert_eq!(code, 1);
-    assert!(shown.contains("InvalidArgument: `delta` is -1; pass 1 to"), "{shown}");
+    assert!(shown.contains("InvalidArgument, FIELD_INVALID: `delta` is -1; pass 1 to"), "{shown}");
 
     let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/samples/NodeSetting.csv");
     let (code, shown) = run(&["catalog", "apply", "csv", samples, "--dry-run"]);

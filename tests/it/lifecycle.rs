@@ -33,6 +33,19 @@ fn other_machines_are_let_in_only_when_told() {
     assert!(accolade(&insecure).status.success());
 }
 
+/// Goal: a folder that has lost its titles does not look like a new one.
+#[tokio::test]
+async fn the_sample_title_is_only_for_new_folders() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let clock = std::sync::Arc::new(accolade::clock::SystemClock);
+    drop(accolade::store::sled::SledStore::open(&data, 1 << 20, clock).unwrap());
+    let server = Server::start(&data, &[]);
+    let mut client = server.catalogs().await;
+    let titles = client.list_titles(accolade::proto::v1::ListTitlesRequest {}).await.unwrap();
+    assert!(titles.into_inner().titles.is_empty());
+}
+
 #[tokio::test]
 async fn health_says_serving_for_every_service() {
     let dir = tempfile::tempdir().unwrap();

@@ -42,6 +42,9 @@ pub enum OpenError {
     /// Another process has it open.
     #[error("`{0}` is in use by another process; stop that one, or pass another folder")]
     InUse(PathBuf),
+    /// There is no store in it.
+    #[error("`{0}` is no data folder; pass the one that `serve --data` was given")]
+    NoDataFolder(PathBuf),
     /// The operating system refused something.
     #[error("`{path}`: {source}")]
     Io {
@@ -121,7 +124,9 @@ pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
 /// Opens and checks a data folder that exists, and writes nothing of our own.
 pub(super) fn inspect(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
     let store = dir.join("store");
-    fs::metadata(&store).map_err(at(&store))?;
+    if !store.is_dir() {
+        return Err(OpenError::NoDataFolder(dir.to_owned()));
+    }
     open_existing(lock(dir)?, store, cache_bytes)
 }
 

@@ -246,7 +246,7 @@ fn a_folder_in_use_is_refused() {
 fn a_folder_that_does_not_exist_is_made_by_open_and_not_by_verify() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a/b");
-    assert!(matches!(SledStore::verify(&path, CACHE), Err(OpenError::Io { .. })));
+    assert!(matches!(SledStore::verify(&path, CACHE), Err(OpenError::NoDataFolder(_))));
     drop(open(&path));
     assert_eq!(open_report(&path).records, 0);
 }
