@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
+    io::Write,
     path::Path,
     process::{Command, Stdio},
 };
@@ -19,6 +20,11 @@ fn has_strace() -> bool {
     works.is_ok_and(|status| status.success())
 }
 
+/// Shows a line also where the test passes, which `println!` does not.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "\n{line}");
+}
+
 /// The one that `make tools` installs, or the machine's.
 fn strace() -> std::path::PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/strace/usr/bin/strace");
@@ -32,7 +38,7 @@ fn strace() -> std::path::PathBuf {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_leaves_before_fdatasync_of_its_group() {
     if !has_strace() {
-        eprintln!("SKIPPED: strace does not work here, so the order of syscalls was not audited");
+        say("SKIPPED: strace does not work here, so the order of syscalls was not audited");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -66,7 +72,7 @@ async fn no_answer_leaves_before_fdatasync_of_its_group() {
     server.wait().await;
 
     let checked = audit(&fs::read_to_string(&trace).unwrap(), SETS);
-    println!("audited {checked} answers: each left after the fdatasync of its group");
+    say(&format!("audited {checked} answers: each left after the fdatasync of its group"));
     assert_eq!(checked, SETS);
 }
 

@@ -48,7 +48,7 @@ impl TitleFeed {
         }
     }
 
-    /// The ends now; the head first, so that it is never behind the trimmed end.
+    /// The ends now. Both only grow, and the old end is read first, so it is never past the head.
     pub(super) fn ends(&self) -> FeedEnds {
         let trimmed_through = self.trimmed_through.load(Ordering::SeqCst);
         FeedEnds {

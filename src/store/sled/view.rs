@@ -77,7 +77,9 @@ impl DurableView {
     /// Shows the group that was hidden: it is durable now.
     pub(super) fn publish(&self) {
         let mut overlay = self.overlay.write();
-        let published = std::mem::take(&mut overlay.before);
+        let mut published = std::mem::take(&mut overlay.before);
+        // From here on only the keys are asked for; their old values need not stay in memory.
+        published.values_mut().for_each(|value| *value = None);
         overlay.recent.push_front(published);
         overlay.recent.truncate(RECENT_GROUPS);
         overlay.published += 1;
