@@ -79,7 +79,9 @@ impl DurableView {
         let mut overlay = self.overlay.write();
         let mut published = std::mem::take(&mut overlay.before);
         // From here on only the keys are asked for; their old values need not stay in memory.
-        published.values_mut().for_each(|value| *value = None);
+        for value in published.values_mut() {
+            *value = None;
+        }
         overlay.recent.push_front(published);
         overlay.recent.truncate(RECENT_GROUPS);
         overlay.published += 1;
