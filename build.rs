@@ -13,7 +13,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The same set of descriptors generates the code and answers reflection.
     let api = protox::compile(API, ["proto"])?;
     fs::write(out.join("accolade_descriptor.bin"), protox_bytes(&api))?;
-    tonic_prost_build::configure().compile_fds(api)?;
+    tonic_prost_build::configure()
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
+        .compile_fds(api)?;
 
     let rows = protox::compile(ROWS, ["proto"])?;
     tonic_prost_build::configure().compile_fds(rows)?;

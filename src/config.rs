@@ -113,6 +113,12 @@ pub const SETTINGS: &[Setting] = &[
         "Requests and streams at once on one connection; 1 to 65536",
     ),
     setting(
+        "stream_sets_max",
+        "COUNT",
+        "256",
+        "Sets of one StreamSetAchievementStorage under way before it is read further; 1 to 65536",
+    ),
+    setting(
         "catalog_poll_seconds",
         "SECONDS",
         "1",
@@ -140,6 +146,7 @@ pub struct Settings {
     pub keepalive_interval: Duration,
     pub keepalive_timeout: Duration,
     pub streams_per_connection_max: u32,
+    pub stream_sets_max: usize,
     pub catalog_poll: Duration,
     pub log_format: LogFormat,
     pub log_filter: String,
@@ -222,6 +229,7 @@ impl Settings {
             streams_per_connection_max: values
                 .number("streams_per_connection_max", 1..=65536)
                 .map_or(1, |count| u32::try_from(count).unwrap_or(u32::MAX)),
+            stream_sets_max: values.size("stream_sets_max", 1..=65536),
             catalog_poll: values.seconds("catalog_poll_seconds", 1..=3600),
             log_format: values
                 .get("log_format", "human or json", LogFormat::from_str)

@@ -34,7 +34,7 @@ use crate::{
             },
         },
     },
-    service::{CatalogApi, CompletionApi, StorageApi},
+    service::{CatalogApi, CompletionApi, StorageApi, StorageLimits},
     store::{
         CatalogError, Store, StoreError, StoreHealth,
         sled::{OpenError, SledStore},
@@ -179,12 +179,12 @@ impl Server {
         tasks.spawn(trim_feeds(store.clone(), catalogs.clone(), settings.clone()));
         tasks.spawn(reload::follow(files, catalogs.clone(), settings.catalog_poll));
 
-        let storage = StorageApi::new(
-            store.clone(),
-            catalogs.clone(),
-            settings.extra_bytes_max,
-            settings.response_bytes_max,
-        );
+        let limits = StorageLimits {
+            extra_bytes: settings.extra_bytes_max,
+            response_bytes: settings.response_bytes_max,
+            stream_sets: settings.stream_sets_max,
+        };
+        let storage = StorageApi::new(store.clone(), catalogs.clone(), limits, drain.clone());
         let completion = CompletionApi::new(store.clone(), catalogs.clone(), drain.clone());
         let from_files = settings.catalogs.keys().cloned().collect();
         let catalog = CatalogApi::new(store, catalogs, from_files);

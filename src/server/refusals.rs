@@ -16,7 +16,7 @@ use http::{HeaderMap, Request, Response};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::service::refusal;
+use crate::service::{from_transport, refusal};
 
 const GRPC_TIMEOUT_HEADER: &str = "grpc-timeout";
 
@@ -88,33 +88,9 @@ fn deadline_exceeded() -> Status {
 fn explain(response: Response<Body>) -> Response<Body> {
     match Status::from_header_map(response.headers()) {
         Some(status) if status.code() != Code::Ok && status.details().is_empty() => {
-            translate(&status).into_http()
+            from_transport(&status).into_http()
         }
         _ => response,
-    }
-}
-
-fn translate(made: &Status) -> Status {
-    let said = made.message();
-    match made.code() {
-        Code::Internal => {
-            let message = format!("the request message cannot be decoded: {said}");
-            refusal(Code::InvalidArgument, "MESSAGE_UNDECODABLE", message)
-        }
-        Code::OutOfRange | Code::ResourceExhausted => {
-            let message = format!("the request message is too large: {said}");
-            refusal(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message)
-        }
-        Code::Unimplemented if said.contains("ompress") => {
-            let message = format!("{said}; send requests uncompressed");
-            refusal(Code::Unimplemented, "COMPRESSION_UNSUPPORTED", message)
-        }
-        Code::Unimplemented => {
-            let message = "this server has no such method; `grpcurl ADDRESS list` names them";
-            refusal(Code::Unimplemented, "METHOD_NOT_FOUND", message)
-        }
-        Code::NotFound => refusal(Code::NotFound, "NOT_FOUND", said),
-        code => refusal(code, "TRANSPORT", said),
     }
 }
 

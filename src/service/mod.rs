@@ -6,12 +6,13 @@ mod completion;
 mod parse;
 mod status;
 mod storage;
+mod stream_set;
 mod wire;
 
 pub use catalog::CatalogApi;
 pub use completion::CompletionApi;
-pub use status::{DOMAIN, refusal};
-pub use storage::StorageApi;
+pub use status::{DOMAIN, from_transport, refusal};
+pub use storage::{StorageApi, StorageLimits};
 pub use wire::definition as definition_message;
 
 /// Most ids in one filter of a request.

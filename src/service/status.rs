@@ -70,6 +70,18 @@ pub(super) fn invalid(violations: Vec<Violation>) -> Status {
     Status::with_error_details(Code::InvalidArgument, texts.join("; "), details)
 }
 
+/// A field that must be there.
+pub(super) fn missing(field: &str) -> Status {
+    invalid(vec![Violation { field: field.to_owned(), problem: "is missing".to_owned() }])
+}
+
+/// The server stops while a caller sends.
+pub(super) fn draining() -> Status {
+    let message = "the server is stopping; send what has no answer again, with the same request_id, \
+                   to a server that runs";
+    refusal(Code::Unavailable, "DRAINING", message)
+}
+
 /// Definitions that are wrong.
 pub(super) fn invalid_catalog(mistakes: Vec<CatalogMistake>) -> Status {
     let violations = mistakes.into_iter().map(|CatalogMistake { index, field, problem }| {
@@ -104,6 +116,32 @@ pub(super) fn response_too_large(bytes: usize, bytes_max: usize, remedy: &str) -
 pub(super) fn managed_by_file(title: &Title) -> Status {
     let message = format!("the catalogue of title {title:?} is read from a file: change the file");
     refusal(Code::FailedPrecondition, "CATALOG_MANAGED_BY_FILE", message)
+}
+
+/// A status that tonic made by itself, in the words of this API.
+#[must_use]
+pub fn from_transport(made: &Status) -> Status {
+    let said = made.message();
+    match made.code() {
+        Code::Internal => {
+            let message = format!("the request message cannot be decoded: {said}");
+            refusal(Code::InvalidArgument, "MESSAGE_UNDECODABLE", message)
+        }
+        Code::OutOfRange | Code::ResourceExhausted => {
+            let message = format!("the request message is too large: {said}");
+            refusal(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message)
+        }
+        Code::Unimplemented if said.contains("ompress") => {
+            let message = format!("{said}; send requests uncompressed");
+            refusal(Code::Unimplemented, "COMPRESSION_UNSUPPORTED", message)
+        }
+        Code::Unimplemented => {
+            let message = "this server has no such method; `grpcurl ADDRESS list` names them";
+            refusal(Code::Unimplemented, "METHOD_NOT_FOUND", message)
+        }
+        Code::NotFound => refusal(Code::NotFound, "NOT_FOUND", said),
+        code => refusal(code, "TRANSPORT", said),
+    }
 }
 
 pub(super) fn from_store(error: StoreError) -> Status {

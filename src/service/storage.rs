@@ -1,19 +1,23 @@
 //! `AchievementStorageService`.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, pin::Pin, sync::Arc};
 
 use prost::Message;
-use tonic::{Request, Response, Status, async_trait};
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
     BATCH_PLAYERS_MAX, FILTER_IDS_MAX,
     parse::{Asked, AskedChange, Fields},
-    status, wire,
+    status,
+    stream_set::stream_set,
+    wire,
 };
 use crate::{
     catalog::Catalogs,
     domain::{
-        BATCH_UPDATES_MAX, Catalog, Cursor, NodeId, NodeUpdate, Outcome, PlayerId, PlayerKey,
+        BATCH_UPDATES_MAX, Catalog, Cursor, Node, NodeId, NodeUpdate, Outcome, PlayerId, PlayerKey,
         PlayerUpdate, RequestId, SetUpdate, Title,
     },
     proto::v1::{
@@ -28,8 +32,19 @@ use crate::{
 pub struct StorageApi {
     store: Arc<dyn Store>,
     catalogs: Catalogs,
-    extra_bytes_max: usize,
-    response_bytes_max: usize,
+    limits: StorageLimits,
+    drain: CancellationToken,
+}
+
+/// What one request may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct StorageLimits {
+    /// Longest extra.
+    pub extra_bytes: usize,
+    /// Largest answer.
+    pub response_bytes: usize,
+    /// Most sets of one stream under way.
+    pub stream_sets: usize,
 }
 
 /// Updates that were parsed but not yet looked up in the catalogue.
@@ -42,15 +57,16 @@ struct Parsed {
 // === impl StorageApi ===
 
 impl StorageApi {
-    /// Answers from this store and these catalogues, within these limits.
+    /// Answers from this store and these catalogues, within these limits; streams end when `drain`
+    /// is cancelled.
     #[must_use]
     pub fn new(
         store: Arc<dyn Store>,
         catalogs: Catalogs,
-        extra_bytes_max: usize,
-        response_bytes_max: usize,
+        limits: StorageLimits,
+        drain: CancellationToken,
     ) -> Self {
-        Self { store, catalogs, extra_bytes_max, response_bytes_max }
+        Self { store, catalogs, limits, drain }
     }
 
     fn catalog(&self, title: &Title) -> Result<Arc<Catalog>, Status> {
@@ -62,7 +78,7 @@ impl StorageApi {
         &self,
         parsed: Parsed,
         prefix: fn(usize) -> String,
-    ) -> Result<(PlayerUpdate, Applied), Status> {
+    ) -> Result<(Vec<Arc<Node>>, Applied), Status> {
         let Parsed { key, request_id, updates } = parsed;
         let catalog = self.catalog(&key.title)?;
         let updates: Result<Vec<_>, _> = updates
@@ -73,9 +89,33 @@ impl StorageApi {
             })
             .collect();
         let update = PlayerUpdate { key, request_id, updates: updates? };
-        let applied = self.store.apply(update.clone()).await;
-        let applied = applied.map_err(|error| status::from_apply(error, prefix))?;
-        Ok((update, applied))
+        let nodes = update.updates.iter().map(|item| item.node.clone()).collect();
+        let applied = self.store.apply(update).await;
+        Ok((nodes, applied.map_err(|error| status::from_apply(error, prefix))?))
+    }
+
+    /// One set, on its own or of a stream.
+    pub(super) async fn set(
+        &self,
+        request: v1::SetAchievementStorageRequest,
+    ) -> Result<v1::SetAchievementStorageResponse, Status> {
+        let parsed = self.parse_set(&request)?;
+        drop(request);
+        let (nodes, applied) = self.apply(parsed, |_| String::new()).await?;
+        let result = nodes.iter().zip(applied.outcomes).next();
+        let (node, (outcome, cursor)) = result.expect("one update has one outcome");
+        let result = node_result(node, &outcome, cursor);
+        Ok(v1::SetAchievementStorageResponse {
+            code: result.code,
+            message: wire::message(result.code),
+            details: String::new(),
+            entity: result.entity,
+            updated: result.updated,
+            changed: result.changed,
+            newly_completed: result.newly_completed,
+            replayed: applied.replayed,
+            cursor: result.cursor,
+        })
     }
 
     /// The records of a player that the catalogue has nodes for.
@@ -96,8 +136,8 @@ impl StorageApi {
 
     fn check_size(&self, response: &impl Message, remedy: &str) -> Result<(), Status> {
         let bytes = response.encoded_len();
-        match bytes > self.response_bytes_max {
-            true => Err(status::response_too_large(bytes, self.response_bytes_max, remedy)),
+        match bytes > self.limits.response_bytes {
+            true => Err(status::response_too_large(bytes, self.limits.response_bytes, remedy)),
             false => Ok(()),
         }
     }
@@ -117,7 +157,7 @@ impl StorageApi {
             extra: request.extra.as_deref(),
             expected_version: request.expected_version,
         };
-        let update = fields.update("", &asked, self.extra_bytes_max);
+        let update = fields.update("", &asked, self.limits.extra_bytes);
         let parsed = title.zip(player).zip(node.zip(update));
         fields.finish(parsed.map(|((title, player), update)| Parsed {
             key: PlayerKey { title, player },
@@ -157,7 +197,7 @@ impl StorageApi {
                 extra: item.extra.as_deref(),
                 expected_version: item.expected_version,
             };
-            updates.extend(node.zip(fields.update(&prefix, &asked, self.extra_bytes_max)));
+            updates.extend(node.zip(fields.update(&prefix, &asked, self.limits.extra_bytes)));
         }
         fields.finish(title.zip(player).map(|(title, player)| Parsed {
             key: PlayerKey { title, player },
@@ -198,22 +238,19 @@ impl AchievementStorageService for StorageApi {
         &self,
         request: Request<v1::SetAchievementStorageRequest>,
     ) -> Result<Response<v1::SetAchievementStorageResponse>, Status> {
-        let parsed = self.parse_set(request.get_ref())?;
-        let (update, applied) = self.apply(parsed, |_| String::new()).await?;
-        let result = update.updates.iter().zip(applied.outcomes).next();
-        let (item, (outcome, cursor)) = result.expect("one update has one outcome");
-        let result = node_result(item, &outcome, cursor);
-        Ok(Response::new(v1::SetAchievementStorageResponse {
-            code: result.code,
-            message: wire::message(result.code),
-            details: String::new(),
-            entity: result.entity,
-            updated: result.updated,
-            changed: result.changed,
-            newly_completed: result.newly_completed,
-            replayed: applied.replayed,
-            cursor: result.cursor,
-        }))
+        self.set(request.into_inner()).await.map(Response::new)
+    }
+
+    type StreamSetAchievementStorageStream =
+        Pin<Box<dyn Stream<Item = Result<v1::StreamSetAchievementStorageResponse, Status>> + Send>>;
+
+    async fn stream_set_achievement_storage(
+        &self,
+        request: Request<Streaming<v1::StreamSetAchievementStorageRequest>>,
+    ) -> Result<Response<Self::StreamSetAchievementStorageStream>, Status> {
+        let (limit, drain) = (self.limits.stream_sets, self.drain.clone());
+        let answers = stream_set(self.clone(), request.into_inner(), limit, drain);
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn batch_set_achievement_storage(
@@ -221,10 +258,10 @@ impl AchievementStorageService for StorageApi {
         request: Request<v1::BatchSetAchievementStorageRequest>,
     ) -> Result<Response<v1::BatchSetAchievementStorageResponse>, Status> {
         let parsed = self.parse_batch(request.get_ref())?;
-        let (update, applied) = self.apply(parsed, update_prefix).await?;
-        let pairs = update.updates.iter().zip(applied.outcomes);
+        let (nodes, applied) = self.apply(parsed, update_prefix).await?;
+        let pairs = nodes.iter().zip(applied.outcomes);
         let results: Vec<_> =
-            pairs.map(|(item, (outcome, cursor))| node_result(item, &outcome, cursor)).collect();
+            pairs.map(|(node, (outcome, cursor))| node_result(node, &outcome, cursor)).collect();
         let code = results.iter().map(|result| result.code).max().unwrap_or(wire::CODE_OK);
         Ok(Response::new(v1::BatchSetAchievementStorageResponse {
             code,
@@ -274,8 +311,8 @@ fn update_prefix(index: usize) -> String {
     format!("updates[{index}].")
 }
 
-fn node_result(item: &NodeUpdate, outcome: &Outcome, cursor: Option<Cursor>) -> v1::NodeResult {
-    let definition = item.node.definition();
+fn node_result(node: &Node, outcome: &Outcome, cursor: Option<Cursor>) -> v1::NodeResult {
+    let definition = node.definition();
     let node = definition.node_id();
     v1::NodeResult {
         achievement_id: node.as_str().to_owned(),

@@ -1,0 +1,85 @@
+//! `StreamSetAchievementStorage`: many sets under way on one stream.
+
+use async_stream::try_stream;
+use futures_util::stream::FuturesUnordered;
+use prost::Message;
+use tokio_stream::{Stream, StreamExt};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::{StorageApi, status};
+use crate::proto::v1::{
+    StreamSetAchievementStorageRequest, StreamSetAchievementStorageResponse,
+    stream_set_achievement_storage_response::Outcome,
+};
+
+/// Answers the sets of a stream, at most `limit` at a time; reads no further while so many are
+/// under way. Sets reach the store in the order they came.
+pub(super) fn stream_set(
+    api: StorageApi,
+    mut requests: impl Stream<Item = Result<StreamSetAchievementStorageRequest, Status>>
+    + Send
+    + Unpin,
+    limit: usize,
+    drain: CancellationToken,
+) -> impl Stream<Item = Result<StreamSetAchievementStorageResponse, Status>> + Send {
+    try_stream! {
+        let drained = drain.cancelled_owned();
+        tokio::pin!(drained);
+        // Futures are first polled in the order they are pushed, which is what keeps the sets in
+        // order on their way to the store.
+        let mut under_way = FuturesUnordered::new();
+        let mut end = None;
+        loop {
+            tokio::select! {
+                biased;
+                request = requests.next(), if end.is_none() && under_way.len() < limit => {
+                    match request {
+                        Some(Ok(request)) => under_way.push(answer(&api, request)),
+                        Some(Err(status)) => end = Some(Err(explain(status))),
+                        None => end = Some(Ok(())),
+                    }
+                }
+                Some(answer) = under_way.next(), if !under_way.is_empty() => yield answer,
+                () = &mut drained, if end.is_none() => end = Some(Err(status::draining())),
+                else => break,
+            }
+        }
+        if let Some(end) = end {
+            end?;
+        }
+    }
+}
+
+async fn answer(
+    api: &StorageApi,
+    request: StreamSetAchievementStorageRequest,
+) -> StreamSetAchievementStorageResponse {
+    let StreamSetAchievementStorageRequest { tag, set } = request;
+    let outcome = match set {
+        Some(set) => api.set(set).await,
+        None => Err(status::missing("set")),
+    };
+    let outcome = match outcome {
+        Ok(response) => Outcome::Response(response),
+        Err(status) => Outcome::Status(to_message(&status)),
+    };
+    StreamSetAchievementStorageResponse { tag, outcome: Some(outcome) }
+}
+
+/// Every status of this API carries itself, encoded, as its details.
+fn to_message(status: &Status) -> tonic_types::Status {
+    tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    })
+}
+
+/// Why a stream could not be read on; a caller that went away hears nothing of it.
+fn explain(status: Status) -> Status {
+    match status.code() {
+        Code::Cancelled => status,
+        _ => status::from_transport(&status),
+    }
+}
