@@ -54,9 +54,10 @@ async fn run() -> Result<()> {
     }
     for round in 0..1 {
         let _ = round;
-        for in_flight in [1, 64, 256] {
+        let flights = std::env::var("FLIGHT").unwrap_or("1,64,256".into());
+        for in_flight in flights.split(',').map(|f| f.parse::<usize>().unwrap()) {
             for (name, t) in [("echo", &bare), ("accolade", &mine)] {
-                if want(name) || only.is_empty() || true {
+                if std::env::var("TARGET").is_ok_and(|t| t != name) { continue } else {
                     if want("set") {
                         let m = t.set(in_flight, time).await?;
                         println!("{name} set {in_flight}: {:.0}  p50 {} p99 {}", m.rate, m.latency.value_at_quantile(0.5), m.latency.value_at_quantile(0.99));

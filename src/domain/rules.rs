@@ -5,6 +5,8 @@
 //! and nodes, and malformed values, cannot get here: [`PlayerUpdate`] is made of parsed values and
 //! of the catalogue's own nodes.
 
+use std::borrow::Borrow;
+
 use thiserror::Error;
 
 use super::{
@@ -71,10 +73,11 @@ pub enum Refusal {
 /// Where `records` and the updates differ in number, or two updates are of one node.
 pub fn decide(
     update: &PlayerUpdate,
-    records: &[Record],
+    records: &[impl Borrow<Record>],
     now: EpochSeconds,
 ) -> Result<Ruling, Refusal> {
     assert_eq!(update.updates.len(), records.len(), "one record for each update");
+    let records: Vec<&Record> = records.iter().map(Borrow::borrow).collect();
     assert!(update.has_distinct_nodes(), "one update of each node");
     if let Some(id) = &update.request_id
         && records.iter().any(|record| record.recall(id).is_some())
@@ -83,7 +86,7 @@ pub fn decide(
         return Ok(Ruling { replayed: true, outcomes, writes: vec![None; records.len()] });
     }
 
-    let asked = || update.updates.iter().zip(records);
+    let asked = || update.updates.iter().zip(records.iter().copied());
     if asked().any(|(item, record)| conflicts(item, record)) {
         let outcomes = asked().map(|(item, record)| held_back(item, record)).collect();
         return Ok(Ruling { replayed: false, outcomes, writes: vec![None; records.len()] });

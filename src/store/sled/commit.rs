@@ -1,5 +1,6 @@
-//! The one committer: a thread that takes updates from a bounded queue, judges them against the
-//! store and each other, and makes them durable in groups.
+//! The committer: a thread that takes updates from a bounded queue, judges them against the store
+//! and each other, and applies them in groups. The publisher (`publish.rs`) then makes each group
+//! durable, shows it and answers, while the committer is at work on the next.
 //!
 //! A group is one sled `Batch` on one tree, so it is recovered wholly or not at all; a record and
 //! its completion are in the same one. Versions are compared by the committer itself: nobody else
@@ -7,21 +8,17 @@
 //! `compare_and_swap` of the record as commit point, leaves completions without a record behind
 //! after every crash, which must be found and dropped at open.)
 //!
-//! The order of a group: judge → hide from readers → apply → flush → sync → publish → answer. If
+//! The order of a group: judge → hide from readers → apply → flush and sync → show → answer. If
 //! anything between apply and sync fails, the group stays hidden, the store takes no more writes,
 //! and nobody is told that anything was stored.
 
 use std::{
     collections::HashMap,
-    fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
-    sync::Arc,
-    time::{Instant, SystemTime},
+    sync::{Arc, mpsc::SyncSender},
 };
 
-use parking_lot::Mutex;
-use sled::{Batch, IVec};
+use sled::Batch;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
@@ -29,13 +26,15 @@ use super::{
     catalogs,
     feeds::{FeedEnds, Feeds, TitleFeed},
     frame, keys,
-    read::{failed, read_record, read_row},
+    publish::{Answer, Sealed, Unanswered},
+    read::{failed, read_row},
     rows::{StoredRecord, completion_to_row},
-    view::{Before, DurableView},
+    view::{Change, Changes, DurableView, find},
+    watchdog::{Stopwatch, poison},
 };
 use crate::{
     clock::Clock,
-    domain::{Catalog, EpochSeconds, PlayerUpdate, Ruling, Title, decide},
+    domain::{Catalog, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, Record, Ruling, Title, decide},
     proto::rows::{CompletionRow, FeedRow},
     store::{
         Applied, ApplyError, CatalogError, Retention, StoreError, StoreHealth, StoredCatalog,
@@ -50,35 +49,28 @@ pub(super) enum Job {
     ReplaceCatalog(Title, u64, Arc<Catalog>, oneshot::Sender<Result<StoredCatalog, CatalogError>>),
 }
 
-/// Makes applied writes durable; the store's is `flush` and fdatasync.
-pub(super) type SyncLog = Box<dyn FnMut() -> io::Result<()> + Send>;
-
 /// The committer's state; [`Committer::run`] is its thread.
 pub(super) struct Committer {
     pub(super) view: Arc<DurableView>,
     pub(super) feeds: Arc<Feeds>,
+    /// Feeds with every completion that is applied, durable or not.
+    pub(super) applied_feeds: HashMap<Title, (Arc<TitleFeed>, FeedEnds)>,
     pub(super) cursors: CursorCodec,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) health: watch::Sender<StoreHealth>,
-    pub(super) sync_log: SyncLog,
-    /// Where sled would put blobs, which it never syncs; and when that folder last changed.
-    pub(super) blobs: (PathBuf, SystemTime),
-    /// When the commit under way began; the watchdog looks at it.
-    pub(super) under_way: Arc<Mutex<Option<Instant>>>,
+    pub(super) stopwatch: Stopwatch,
+    pub(super) unanswered: Unanswered,
+    /// To the publisher, which takes one group at a time.
+    pub(super) sealed: SyncSender<Sealed>,
 }
-
-/// Tells a caller what became of its job, given what became of the group.
-type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 /// Updates that become durable together.
 #[derive(Default)]
 struct Group {
     batch: Batch,
-    before: Before,
     bytes: usize,
     jobs: usize,
-    /// Records as they are after the group.
-    records: HashMap<Vec<u8>, StoredRecord>,
+    changes: Changes,
     feeds: HashMap<Title, (Arc<TitleFeed>, FeedEnds)>,
     answers: Vec<Answer>,
 }
@@ -104,7 +96,7 @@ impl Committer {
             let work = AssertUnwindSafe(|| self.commit_from(first, &mut jobs));
             match catch_unwind(work) {
                 Ok(next) => carried = next,
-                Err(_) => self.poison("the committer panicked"),
+                Err(_) => poison(&self.health, &self.unanswered, "the committer panicked"),
             }
         }
     }
@@ -116,12 +108,12 @@ impl Committer {
         while let Some(job) = next.take() {
             match job {
                 Job::ReplaceCatalog(title, expected, catalog, answer) => {
-                    self.commit(std::mem::take(&mut group));
-                    let _ = answer.send(self.replace_catalog(&title, expected, catalog));
+                    self.seal(std::mem::take(&mut group));
+                    self.replace_catalog(&title, expected, catalog, answer);
                 }
                 Job::Apply(..) | Job::Trim(..) => {
                     if let Place::NoRoom(job) = self.place(job, &mut group) {
-                        self.commit(group);
+                        self.seal(group);
                         return Some(job);
                     }
                 }
@@ -130,26 +122,22 @@ impl Committer {
                 next = jobs.try_recv().ok();
             }
         }
-        self.commit(group);
+        self.seal(group);
         None
     }
 
-    fn place(&self, job: Job, group: &mut Group) -> Place {
-        match job {
+    fn place(&mut self, job: Job, group: &mut Group) -> Place {
+        let answer = match job {
             Job::Apply(update, answer) => match self.stage(&update, group).transpose() {
-                Some(result) => group.answer(move |done| {
-                    let _ = answer.send(done.map_err(ApplyError::from).and(result));
-                }),
+                Some(result) => Answer::Applied(answer, result),
                 None => return Place::NoRoom(Job::Apply(update, answer)),
             },
             Job::Trim(title, keep, answer) => {
-                let trimmed = self.stage_trim(&title, keep, group);
-                group.answer(move |done| {
-                    let _ = answer.send(done.and(trimmed));
-                });
+                Answer::Trimmed(answer, self.stage_trim(&title, keep, group))
             }
             Job::ReplaceCatalog(..) => unreachable!("a catalogue is not part of a group"),
-        }
+        };
+        group.answers.push(answer);
         group.jobs += 1;
         Place::Taken
     }
@@ -157,41 +145,49 @@ impl Committer {
     /// Judges an update as of the end of the group, and adds what it writes. The result is the
     /// answer, if the group becomes durable; `Ok(None)` where the group has no room for it.
     fn stage(
-        &self,
+        &mut self,
         update: &PlayerUpdate,
         group: &mut Group,
     ) -> Result<Option<Applied>, ApplyError> {
-        let title = &update.key.title;
-        let keys: Vec<_> = update
-            .updates
-            .iter()
-            .map(|item| keys::record(&update.key, item.node.definition().node_id()))
-            .collect();
-        let mut stored = Vec::with_capacity(keys.len());
-        for key in &keys {
-            stored.push(self.record(key, group)?);
+        let PlayerKey { title, player } = &update.key;
+        let mut stored = Vec::with_capacity(update.updates.len());
+        for item in &update.updates {
+            stored.push(self.record(&update.key, item.node.definition().node_id(), group)?);
         }
-        let (feed, mut ends) = group.feed(&self.feeds, title);
+        let (feed, mut ends) = self.feed(title, group);
         let now = self.clock.now().max(ends.newest_completed_at);
-        let records: Vec<_> = stored.iter().map(|each| each.record.clone()).collect();
+        let nothing = Record::default();
+        let records: Vec<_> =
+            stored.iter().map(|it| it.as_ref().map_or(&nothing, |it| &it.record)).collect();
         let Ruling { replayed, outcomes, writes } = decide(update, &records, now)?;
 
-        let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-        for (index, write) in writes.iter().enumerate() {
-            let Some(record) = write else { continue };
-            stored[index].record = record.clone();
-            if outcomes[index].newly_completed {
+        let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::with_capacity(writes.len());
+        let mut changes = Vec::with_capacity(writes.len());
+        let mut answered = Vec::with_capacity(writes.len());
+        let items = update.updates.iter().zip(stored);
+        for ((outcome, write), (item, before)) in outcomes.into_iter().zip(writes).zip(items) {
+            let mut sequence = before.as_ref().map_or(0, |before| before.completion_sequence);
+            if outcome.newly_completed && write.is_some() {
                 ends.head += 1;
                 ends.newest_completed_at = now;
-                stored[index].completion_sequence = ends.head;
-                let key = keys::completion(title, ends.head);
-                let node = &update.updates[index].node;
-                let row = completion_to_row(&update.key.player, node, record);
-                let value = frame::encode(&key, &row);
-                rows.push((key, value));
+                sequence = ends.head;
             }
-            let value = frame::encode(&keys[index], &stored[index].to_row());
-            rows.push((keys[index].clone(), value));
+            if let Some(record) = write {
+                if outcome.newly_completed {
+                    let key = keys::completion(title, sequence);
+                    let row = completion_to_row(player, &item.node, &record);
+                    let value = frame::encode(&key, &row);
+                    rows.push((key, value));
+                }
+                let node = item.node.definition().node_id();
+                let after = StoredRecord { record, completion_sequence: sequence };
+                let key = keys::record(&update.key, node);
+                let value = frame::encode(&key, &after.to_row());
+                rows.push((key, value));
+                changes.push(Change { node: node.clone(), before, after: Arc::new(after) });
+            }
+            let cursor = outcome.newly_completed.then(|| self.cursors.encode(title, sequence));
+            answered.push((outcome, cursor));
         }
         let bytes: usize = rows.iter().map(|(key, value)| key.len() + value.len()).sum();
         if bytes > GROUP_BYTES_MAX {
@@ -201,47 +197,55 @@ impl Committer {
             return Ok(None);
         }
 
-        let outcomes = outcomes.into_iter().zip(&stored).map(|(outcome, stored)| {
-            let sequence = outcome.newly_completed.then_some(stored.completion_sequence);
-            let cursor = sequence.map(|sequence| self.cursors.encode(title, sequence));
-            (outcome, cursor)
-        });
-        let applied = Applied { replayed, outcomes: outcomes.collect() };
-        // All that can fail comes before the first write, so that no half of it stays in the group.
-        let before: Result<Vec<_>, _> =
-            rows.iter().map(|(key, _)| self.view.tree().get(key).map_err(failed)).collect();
-        for ((key, value), before) in rows.into_iter().zip(before?) {
-            group.write(before, key, Some(value));
+        // Nothing above has touched the group: an update that fails leaves no half of it there.
+        for (key, value) in rows {
+            group.write(key, Some(value));
         }
-        let written = writes.iter().map(Option::is_some);
-        for ((key, stored), written) in keys.into_iter().zip(stored).zip(written) {
-            if written {
-                group.records.insert(key, stored);
+        if !changes.is_empty() {
+            group.change(&update.key, changes);
+            if feed.ends().head < ends.head {
+                group.feeds.insert(title.clone(), (feed, ends));
             }
         }
-        group.feeds.insert(title.clone(), (feed, ends));
-        Ok(Some(applied))
+        Ok(Some(Applied { replayed, outcomes: answered }))
     }
 
-    fn record(&self, key: &[u8], group: &Group) -> Result<StoredRecord, StoreError> {
-        if let Some(stored) = group.records.get(key) {
-            return Ok(stored.clone());
+    /// A record as it is at the end of the group.
+    fn record(
+        &self,
+        player: &PlayerKey,
+        node: &NodeId,
+        group: &Group,
+    ) -> Result<Option<Arc<StoredRecord>>, StoreError> {
+        match find(&group.changes, player, node) {
+            Some(change) => Ok(Some(change.after.clone())),
+            None => self.view.applied(player, node),
         }
-        match self.view.tree().get(key).map_err(failed)? {
-            Some(value) => read_record(key, &value),
-            None => Ok(StoredRecord::default()),
+    }
+
+    /// A title's feed, and its ends as they are at the end of the group.
+    fn feed(&mut self, title: &Title, group: &Group) -> (Arc<TitleFeed>, FeedEnds) {
+        if let Some(feed) = group.feeds.get(title) {
+            return feed.clone();
         }
+        if let Some(feed) = self.applied_feeds.get(title) {
+            return feed.clone();
+        }
+        let feed = self.feeds.of(title);
+        let ends = feed.ends();
+        self.applied_feeds.insert(title.clone(), (feed.clone(), ends));
+        (feed, ends)
     }
 
     /// Removes the oldest completions that need not be kept, at most [`TRIM_ROWS_MAX`].
     fn stage_trim(
-        &self,
+        &mut self,
         title: &Title,
         keep: Retention,
         group: &mut Group,
     ) -> Result<usize, StoreError> {
-        let (feed, mut ends) = group.feed(&self.feeds, title);
-        // Only what was durable before this group can go; what the group adds is not there yet.
+        let (feed, mut ends) = self.feed(title, group);
+        // Only what is durable already can go.
         let head = feed.ends().head;
         let mut removed = Vec::new();
         let mut completed_at = EpochSeconds::default();
@@ -250,12 +254,12 @@ impl Committer {
             let key = keys::completion(title, sequence);
             let value = self.view.tree().get(&key).map_err(failed)?;
             let missing = || StoreError::Corrupt(format!("completion {sequence} is missing"));
-            let row: CompletionRow = read_row(&key, &value.clone().ok_or_else(missing)?)?;
+            let row: CompletionRow = read_row(&key, &value.ok_or_else(missing)?)?;
             if keep.keeps(ends.head - ends.trimmed_through, EpochSeconds::new(row.completed_at)) {
                 break;
             }
             completed_at = EpochSeconds::new(row.completed_at);
-            removed.push((key, value));
+            removed.push(key);
             ends.trimmed_through = sequence;
         }
         if removed.is_empty() {
@@ -266,14 +270,11 @@ impl Committer {
             trimmed_through: ends.trimmed_through,
             trimmed_completed_at: completed_at.get(),
         };
-        group.write(
-            self.view.tree().get(&key).map_err(failed)?,
-            key.clone(),
-            Some(frame::encode(&key, &row)),
-        );
+        let value = frame::encode(&key, &row);
+        group.write(key, Some(value));
         let count = removed.len();
-        for (key, value) in removed {
-            group.write(value, key, None);
+        for key in removed {
+            group.write(key, None);
         }
         // Readers must learn that these are going before they go.
         feed.trim(ends.trimmed_through);
@@ -288,85 +289,53 @@ impl Committer {
         title: &Title,
         expected: u64,
         catalog: Arc<Catalog>,
-    ) -> Result<StoredCatalog, CatalogError> {
-        self.check_serving()?;
-        let steps = catalogs::plan(self.view.tree(), title, expected, &catalog)?;
+        answer: oneshot::Sender<Result<StoredCatalog, CatalogError>>,
+    ) {
+        let planned = catalogs::plan(self.view.tree(), title, expected, &catalog);
+        let (steps, result) = match planned {
+            Ok(steps) => {
+                let (title, revision) = (title.clone(), expected + 1);
+                (steps, Ok(StoredCatalog { title, revision, catalog }))
+            }
+            Err(error) => (Vec::new(), Err(error)),
+        };
         for step in steps {
             let mut group = Group::default();
             for (key, value) in step {
-                let before = self.view.tree().get(&key).map_err(failed)?;
-                group.write(before, key, value);
+                group.write(key, value);
             }
-            self.commit(group);
-            self.check_serving()?;
+            self.seal(group);
         }
-        Ok(StoredCatalog { title: title.clone(), revision: expected + 1, catalog })
+        // Behind all the steps: if one of them fails, this is answered so.
+        let answers = vec![Answer::Replaced(answer, result)];
+        self.seal(Group { answers, ..Group::default() });
     }
 
-    fn check_serving(&self) -> Result<(), StoreError> {
-        match *self.health.borrow() {
-            StoreHealth::Serving => Ok(()),
-            StoreHealth::Poisoned => Err(StoreError::Poisoned),
+    /// Applies a group and hands it to the publisher, once that has finished the one before.
+    fn seal(&mut self, group: Group) {
+        let Group { batch, bytes, changes, feeds, answers, .. } = group;
+        if bytes == 0 && answers.is_empty() {
+            return;
         }
-    }
-
-    /// Makes a group durable, then shows it, then answers.
-    fn commit(&mut self, group: Group) {
-        let done = match group.bytes {
-            // Nothing was written: every answer is about what is durable already.
-            0 => self.check_serving(),
-            _ => self.make_durable(group.batch, group.before),
-        };
-        if done.is_ok() {
-            for (feed, ends) in group.feeds.into_values() {
-                if feed.ends().head < ends.head {
-                    feed.extend(ends.head, ends.newest_completed_at);
-                }
+        self.unanswered.lock().push_back(answers);
+        let mut extended = Vec::with_capacity(feeds.len());
+        for (title, (feed, ends)) in feeds {
+            self.applied_feeds.insert(title, (feed.clone(), ends));
+            extended.push((feed, ends));
+        }
+        if bytes > 0 {
+            self.view.hide(Arc::new(changes));
+            self.stopwatch.start();
+            let applied = self.view.tree().apply_batch(batch);
+            self.stopwatch.stop();
+            if let Err(error) = applied {
+                poison(&self.health, &self.unanswered, &error.to_string());
+                return;
             }
         }
-        for answer in group.answers {
-            answer(done.clone());
-        }
+        // The publisher is only gone after a panic, which has poisoned the store.
+        let _ = self.sealed.send(Sealed { has_written: bytes > 0, feeds: extended });
     }
-
-    fn make_durable(&mut self, batch: Batch, before: Before) -> Result<(), StoreError> {
-        self.check_serving()?;
-        self.view.hide(before);
-        *self.under_way.lock() = Some(Instant::now());
-        let applied = self.view.tree().apply_batch(batch).map_err(io::Error::other);
-        let synced = applied.and_then(|()| (self.sync_log)()).and_then(|()| self.check_blobs());
-        *self.under_way.lock() = None;
-        if let Err(error) = synced {
-            self.poison(&error.to_string());
-            return Err(StoreError::Poisoned);
-        }
-        self.view.publish();
-        Ok(())
-    }
-
-    /// Asks for the folder's time only: that needs no file descriptor, so a process that has run
-    /// out of them does not take its store for damaged.
-    fn check_blobs(&self) -> io::Result<()> {
-        let (blobs, unchanged) = &self.blobs;
-        match fs::metadata(blobs)?.modified()? == *unchanged {
-            true => Ok(()),
-            false => Err(io::Error::other("sled wrote a blob, which it does not sync")),
-        }
-    }
-
-    fn poison(&self, cause: &str) {
-        poison(&self.health, cause);
-    }
-}
-
-/// Ends all writes, and says so.
-pub(super) fn poison(health: &watch::Sender<StoreHealth>, cause: &str) {
-    tracing::error!(
-        cause,
-        "a write failed: the store takes no more writes; free or repair the disk, run \
-         `accolade verify` on a copy, then start the server anew"
-    );
-    health.send_replace(StoreHealth::Poisoned);
 }
 
 /// Answers a job of a poisoned store.
@@ -383,27 +352,25 @@ fn refuse(job: Job) {
 // === impl Group ===
 
 impl Group {
-    fn write(&mut self, before: Option<IVec>, key: Vec<u8>, value: Option<Vec<u8>>) {
+    fn write(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
         self.bytes += key.len() + value.as_ref().map_or(0, Vec::len);
         match value {
-            Some(value) => self.batch.insert(key.as_slice(), value),
-            None => self.batch.remove(key.as_slice()),
+            Some(value) => self.batch.insert(key, value),
+            None => self.batch.remove(key),
         }
-        // A key written twice in one group was hidden with its durable value the first time.
-        self.before.entry(key).or_insert(before);
     }
 
-    /// A title's feed, and its ends as they are at the end of the group.
-    fn feed(&self, feeds: &Feeds, title: &Title) -> (Arc<TitleFeed>, FeedEnds) {
-        if let Some((feed, ends)) = self.feeds.get(title) {
-            return (feed.clone(), *ends);
+    /// Adds changes to those of the same player; a record keeps what it was before the group.
+    fn change(&mut self, player: &PlayerKey, changes: Vec<Change>) {
+        let Some(so_far) = self.changes.get_mut(player) else {
+            self.changes.insert(player.clone(), changes);
+            return;
+        };
+        for change in changes {
+            match so_far.iter_mut().find(|it| it.node == change.node) {
+                Some(earlier) => earlier.after = change.after,
+                None => so_far.push(change),
+            }
         }
-        let feed = feeds.of(title);
-        let ends = feed.ends();
-        (feed, ends)
-    }
-
-    fn answer(&mut self, answer: impl FnOnce(Result<(), StoreError>) + Send + 'static) {
-        self.answers.push(Box::new(answer));
     }
 }

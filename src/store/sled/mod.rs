@@ -1,7 +1,7 @@
 //! The store on one machine: sled 0.34.7, inside the bounds in which it survives a power cut.
 //!
 //! Rooms: `open` (files, creation, hygiene) → `verify` → [`SledStore`]; writes go through `commit`
-//! alone, reads through `view`; `keys`, `frame` and `rows` are the format on disk.
+//! and then `publish`, reads through `view`; `keys`, `frame` and `rows` are the format on disk.
 
 mod bounds;
 mod catalogs;
@@ -10,6 +10,7 @@ mod feeds;
 mod frame;
 mod keys;
 mod open;
+mod publish;
 mod read;
 mod rows;
 #[allow(unsafe_code, reason = "defines a C function; the one unsafe module")]
@@ -19,7 +20,7 @@ mod view;
 mod watchdog;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -30,17 +31,19 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, mpsc, oneshot, watch},
     task::spawn_blocking,
 };
 
 use self::{
-    commit::{Committer, Job, SyncLog},
+    commit::{Committer, Job},
     feeds::Feeds,
     keys::Key,
-    read::{damaged, failed, read_completion, read_records},
-    view::DurableView,
-    watchdog::COMMIT_TIME_MAX,
+    publish::{Publisher, SyncLog, Unanswered},
+    read::{damaged, failed, read_completion},
+    view::{DurableView, Records, share_out},
+    watchdog::{COMMIT_TIME_MAX, Stopwatch},
 };
 use super::{
     Applied, ApplyError, CatalogError, FeedBounds, FeedError, Retention, Store, StoreError,
@@ -70,7 +73,8 @@ pub struct SledStore {
     health: watch::Sender<StoreHealth>,
     /// `None` only while dropping.
     jobs: Option<mpsc::Sender<Job>>,
-    committer: Option<JoinHandle<()>>,
+    /// The committer and the publisher.
+    threads: Vec<JoinHandle<()>>,
     /// One permit for whoever reads every record of a title.
     counting: Arc<Semaphore>,
     /// Dropped last: the folder is ours until sled has closed.
@@ -88,18 +92,14 @@ impl SledStore {
     ///
     /// [`OpenError`], whose text says what to do.
     pub fn open(dir: &Path, cache_bytes: u64, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        let opened = open::open(dir, cache_bytes)?;
+        let (pages, players) = share_out(cache_bytes);
+        let opened = open::open(dir, pages)?;
         let tree = (*opened.db).clone();
-        let log = opened.log.try_clone();
-        let io = |source| OpenError::Io { path: dir.to_owned(), source };
-        let log = log.map_err(io)?;
+        let sync_log = Box::new(move || tree.flush().map(drop).map_err(io::Error::other));
         let blobs = opened.store.join("blobs");
+        let io = |source| OpenError::Io { path: dir.to_owned(), source };
         let changed = fs::metadata(&blobs).and_then(|blobs| blobs.modified()).map_err(io)?;
-        let sync_log: SyncLog = Box::new(move || {
-            tree.flush().map_err(io::Error::other)?;
-            log.sync_data()
-        });
-        Ok(Self::start(opened, clock, sync_log, (blobs, changed), COMMIT_TIME_MAX))
+        Ok(Self::start(opened, players, clock, sync_log, (blobs, changed), COMMIT_TIME_MAX))
     }
 
     /// Opens a data folder that exists, reads all of it, and closes it.
@@ -113,35 +113,49 @@ impl SledStore {
 
     fn start(
         opened: open::Opened,
+        players_bytes: u64,
         clock: Arc<dyn Clock>,
         sync_log: SyncLog,
         blobs: (PathBuf, SystemTime),
         commit_time_max: Duration,
     ) -> Self {
-        let view = Arc::new(DurableView::new((*opened.db).clone()));
+        let view = Arc::new(DurableView::new((*opened.db).clone(), players_bytes));
         let feeds = Arc::new(Feeds::new(opened.report.feeds));
         let cursors = CursorCodec::new(opened.row.store_id);
         let health = watch::Sender::new(StoreHealth::Serving);
+        let unanswered = Unanswered::default();
+        let (applying, syncing) = (Stopwatch::default(), Stopwatch::default());
+        watchdog::start([&applying, &syncing], &unanswered, health.clone(), commit_time_max);
+
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS_MAX);
-        let under_way = Arc::default();
-        watchdog::start(&under_way, health.clone(), commit_time_max);
-        let committer = Committer {
+        let (sealed, groups) = std::sync::mpsc::sync_channel(0);
+        let publisher = Publisher {
             view: view.clone(),
-            feeds: feeds.clone(),
-            cursors,
-            clock,
             health: health.clone(),
             sync_log,
             blobs,
-            under_way,
+            stopwatch: syncing,
+            unanswered: unanswered.clone(),
+            runtime: Handle::try_current().ok(),
         };
-        let committer = thread::Builder::new()
-            .name("committer".to_owned())
-            .spawn(move || committer.run(queue))
-            .expect("a thread can be started while the store opens");
-        let (jobs, committer) = (Some(jobs), Some(committer));
+        let committer = Committer {
+            view: view.clone(),
+            feeds: feeds.clone(),
+            applied_feeds: HashMap::new(),
+            cursors,
+            clock,
+            health: health.clone(),
+            stopwatch: applying,
+            unanswered,
+            sealed,
+        };
+        let threads = vec![
+            start_thread("committer", move || committer.run(queue)),
+            start_thread("publisher", move || publisher.run(groups)),
+        ];
         let counting = Arc::new(Semaphore::new(1));
-        Self { view, feeds, cursors, health, jobs, committer, counting, _lock: opened.lock }
+        let jobs = Some(jobs);
+        Self { view, feeds, cursors, health, jobs, threads, counting, _lock: opened.lock }
     }
 
     /// Hands a job to the committer and waits for its answer. Whoever stops waiting does not stop
@@ -152,19 +166,11 @@ impl SledStore {
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         let jobs = self.jobs.as_ref().ok_or(StoreError::Poisoned)?;
-        let mut health = self.health.subscribe();
-        let answer = async {
-            jobs.send(job(answer)).await.map_err(|_| StoreError::Poisoned)?;
-            answered.await.map_err(|_| StoreError::Poisoned)
-        };
-        tokio::select! {
-            biased;
-            answer = answer => answer,
-            // Of a commit that does not end, no answer comes.
-            _ = health.wait_for(|health| *health == StoreHealth::Poisoned) => {
-                Err(StoreError::Poisoned)
-            }
+        if *self.health.borrow() == StoreHealth::Poisoned {
+            return Err(StoreError::Poisoned);
         }
+        jobs.send(job(answer)).await.map_err(|_| StoreError::Poisoned)?;
+        answered.await.map_err(|_| StoreError::Poisoned)
     }
 
     /// Runs reads that may be long where they keep nobody waiting.
@@ -181,10 +187,11 @@ impl SledStore {
 impl Drop for SledStore {
     fn drop(&mut self) {
         drop(self.jobs.take());
-        // A committer that hangs in a commit must not hold the process.
-        let is_poisoned = *self.health.borrow() == StoreHealth::Poisoned;
-        if let Some(committer) = self.committer.take().filter(|_| !is_poisoned) {
-            let _ = committer.join();
+        // A thread that hangs in a commit must not hold the process.
+        if *self.health.borrow() == StoreHealth::Serving {
+            for thread in self.threads.drain(..) {
+                let _ = thread.join();
+            }
         }
     }
 }
@@ -196,9 +203,14 @@ impl Store for SledStore {
     }
 
     async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
-        let player = player.clone();
-        let records = self.read(move |view| read_records(view, &player)).await?;
-        Ok(records.into_iter().map(|(node, stored)| (node, stored.record.state)).collect())
+        let records = match self.view.cached(player) {
+            Some(records) => records,
+            None => {
+                let player = player.clone();
+                self.read(move |view| view.read(&player)).await?
+            }
+        };
+        Ok(states(&records))
     }
 
     async fn feed_bounds(&self, title: &Title) -> Result<FeedBounds, StoreError> {
@@ -303,6 +315,15 @@ impl Store for SledStore {
     fn health(&self) -> watch::Receiver<StoreHealth> {
         self.health.subscribe()
     }
+}
+
+fn states(records: &Records) -> Vec<(NodeId, State)> {
+    records.iter().map(|(node, stored)| (node.clone(), stored.record.state.clone())).collect()
+}
+
+fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(work);
+    started.expect("a thread can be started while the store opens")
 }
 
 /// Completions are written once, and hidden from readers by the feed's head until durable; so they

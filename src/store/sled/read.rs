@@ -1,9 +1,12 @@
 //! Reading rows: every value is checked, and every failure says which key.
 
+use std::sync::Arc;
+
+use sled::Tree;
+
 use super::{
     frame, keys,
     rows::{StoredRecord, completion_from_row},
-    view::DurableView,
 };
 use crate::{
     domain::{Completion, NodeId, PlayerKey, Title},
@@ -38,19 +41,22 @@ pub(super) fn failed(error: sled::Error) -> StoreError {
     StoreError::Failed(error.to_string())
 }
 
-/// The records of a player, read from the durable view.
+/// The records of a player as they are in the tree, in the order of their nodes' ids.
 pub(super) fn read_records(
-    view: &DurableView,
+    tree: &Tree,
     player: &PlayerKey,
-) -> Result<Vec<(NodeId, StoredRecord)>, StoreError> {
-    let entries = view.scan(&keys::records_of_player(player)).map_err(failed)?;
-    let mut records = Vec::with_capacity(entries.len());
-    for (key, value) in entries {
+) -> Result<Vec<(NodeId, Arc<StoredRecord>)>, StoreError> {
+    let mut records = Vec::new();
+    for entry in tree.scan_prefix(keys::records_of_player(player)) {
+        let (key, value) = entry.map_err(failed)?;
         match keys::Key::decode(&key) {
-            Some(keys::Key::Record(_, node)) => records.push((node, read_record(&key, &value)?)),
+            Some(keys::Key::Record(_, node)) => {
+                records.push((node, Arc::new(read_record(&key, &value)?)));
+            }
             _ => return Err(damaged(&key, "stands under a key that is no record's")),
         }
     }
+    // Keys sort by the length of an id first.
     records.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     Ok(records)
 }

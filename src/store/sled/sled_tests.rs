@@ -26,14 +26,12 @@ fn open_with(
     let opened = open::open(dir, CACHE).unwrap();
     let blobs = opened.store.join("blobs");
     let changed = fs::metadata(&blobs).unwrap().modified().unwrap();
-    let (tree, log) = ((*opened.db).clone(), opened.log.try_clone().unwrap());
-    let mut real: SyncLog = Box::new(move || {
-        tree.flush().map_err(io::Error::other)?;
-        log.sync_data()
-    });
+    let tree = (*opened.db).clone();
+    let mut real: SyncLog = Box::new(move || tree.flush().map(drop).map_err(io::Error::other));
     let mut sync = sync;
     let sync: SyncLog = Box::new(move || sync(&mut real));
-    SledStore::start(opened, TestClock::at(1000), sync, (blobs, changed), COMMIT_TIME_MAX_HERE)
+    let clock = TestClock::at(1000);
+    SledStore::start(opened, CACHE, clock, sync, (blobs, changed), COMMIT_TIME_MAX_HERE)
 }
 
 async fn progress(store: &SledStore, id: &str) -> Option<u64> {

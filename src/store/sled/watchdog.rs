@@ -1,7 +1,7 @@
-//! Notices a commit that does not end.
+//! Ends all writes when one failed, and notices a commit that does not end.
 //!
 //! Some failures inside sled 0.34.7 are not told to whoever waits in `flush`: a write that fails on
-//! one of its threads sets an error but wakes nobody. The committer would then wait for ever, with
+//! one of its threads sets an error but wakes nobody. The publisher would then wait for ever, with
 //! a store that looks healthy. So a commit that takes too long counts as failed.
 
 use std::{
@@ -13,31 +13,58 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::commit::poison;
+use super::publish::{Unanswered, poison_answers};
 use crate::store::StoreHealth;
 
-/// Longest commit. A healthy one takes milliseconds, on a spinning disk under load seconds.
+/// Longest call into sled for one group. A healthy one takes milliseconds, on a spinning disk under
+/// load seconds.
 pub(super) const COMMIT_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// Watches until whoever shares `under_way` is gone, or the store is poisoned.
+/// When the call under way began; none is under way by default.
+#[derive(Clone, Default)]
+pub(super) struct Stopwatch(Arc<Mutex<Option<Instant>>>);
+
+impl Stopwatch {
+    pub(super) fn start(&self) {
+        *self.0.lock() = Some(Instant::now());
+    }
+
+    pub(super) fn stop(&self) {
+        *self.0.lock() = None;
+    }
+}
+
+/// Ends all writes, says so, and answers everybody whose update is not known to be durable.
+pub(super) fn poison(health: &watch::Sender<StoreHealth>, unanswered: &Unanswered, cause: &str) {
+    tracing::error!(
+        cause,
+        "a write failed: the store takes no more writes; free or repair the disk, run \
+         `accolade verify` on a copy, then start the server anew"
+    );
+    health.send_replace(StoreHealth::Poisoned);
+    poison_answers(unanswered);
+}
+
+/// Watches until the owners of the stopwatches are gone, or the store is poisoned.
 pub(super) fn start(
-    under_way: &Arc<Mutex<Option<Instant>>>,
+    stopwatches: [&Stopwatch; 2],
+    unanswered: &Unanswered,
     health: watch::Sender<StoreHealth>,
     commit_time_max: Duration,
 ) {
-    let under_way: Weak<_> = Arc::downgrade(under_way);
+    let watched: [Weak<Mutex<_>>; 2] = stopwatches.map(|watch| Arc::downgrade(&watch.0));
+    let unanswered = Arc::downgrade(unanswered);
     let pause = (commit_time_max / 10).min(Duration::from_secs(1));
     let work = move || {
-        while let Some(under_way) = under_way.upgrade() {
-            let began = *under_way.lock();
-            drop(under_way);
+        while let Some(unanswered) = unanswered.upgrade() {
             if *health.borrow() == StoreHealth::Poisoned {
                 return;
             }
+            let began = watched.iter().filter_map(|watch| *watch.upgrade()?.lock()).min();
             if began.is_some_and(|began| began.elapsed() > commit_time_max) {
-                poison(&health, "a commit does not end");
-                return;
+                return poison(&health, &unanswered, "a commit does not end");
             }
+            drop(unanswered);
             thread::sleep(pause);
         }
     };
