@@ -4,6 +4,10 @@ use std::{process::ExitCode, time::Duration};
 
 use accolade::cli;
 
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// After a drain, how long connections that did not finish may hold the process.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_millis(500);
 

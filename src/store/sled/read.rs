@@ -41,13 +41,15 @@ pub(super) fn failed(error: sled::Error) -> StoreError {
     StoreError::Failed(error.to_string())
 }
 
-/// The records of a player as they are in the tree, in the order of their nodes' ids.
+/// The records of a player as they are in the tree, in the order of their nodes' ids; no more than
+/// `limit`, which are then any.
 pub(super) fn read_records(
     tree: &Tree,
     player: &PlayerKey,
+    limit: usize,
 ) -> Result<Vec<(NodeId, Arc<StoredRecord>)>, StoreError> {
     let mut records = Vec::new();
-    for entry in tree.scan_prefix(keys::records_of_player(player)) {
+    for entry in tree.scan_prefix(keys::records_of_player(player)).take(limit) {
         let (key, value) = entry.map_err(failed)?;
         match keys::Key::decode(&key) {
             Some(keys::Key::Record(_, node)) => {

@@ -21,7 +21,7 @@ use sled::Tree;
 
 use super::{
     keys,
-    read::{failed, read_records},
+    read::{failed, read_record, read_records},
     rows::StoredRecord,
 };
 use crate::{
@@ -47,6 +47,14 @@ const PLAYERS_SHARE: u64 = 4;
 /// The records of a player, in the order of their nodes' ids.
 pub(super) type Records = Arc<[(NodeId, Arc<StoredRecord>)]>;
 
+/// What the cache knows of a player.
+#[derive(Clone)]
+enum Cached {
+    All(Records),
+    /// More than [`CACHED_RECORDS_MAX`]: to be read from the tree.
+    TooMany,
+}
+
 /// What one group does to the records of each player.
 pub(super) type Changes = HashMap<PlayerKey, Vec<Change>>;
 
@@ -62,7 +70,7 @@ pub(super) struct Change {
 /// See the module.
 pub(super) struct DurableView {
     tree: Tree,
-    players: Cache<PlayerKey, Records, ByBytes>,
+    players: Cache<PlayerKey, Cached, ByBytes>,
     groups: RwLock<Groups>,
 }
 
@@ -80,12 +88,16 @@ struct Groups {
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<PlayerKey, Records> for ByBytes {
-    fn weight(&self, player: &PlayerKey, records: &Records) -> u64 {
+impl Weighter<PlayerKey, Cached> for ByBytes {
+    fn weight(&self, player: &PlayerKey, cached: &Cached) -> u64 {
         // Allocations and their headers, measured.
         const PLAYER: usize = 200;
         const RECORD: usize = 260;
         const REMEMBERED: usize = 120;
+        let records: &[_] = match cached {
+            Cached::All(records) => records,
+            Cached::TooMany => &[],
+        };
         let records = records.iter().map(|(node, stored)| {
             let extra = stored.record.state.extra.as_str().len();
             RECORD + node.as_str().len() + extra + stored.record.remembered.len() * REMEMBERED
@@ -118,39 +130,41 @@ impl DurableView {
 
     /// The durable records of a player, if they are in memory.
     pub(super) fn cached(&self, player: &PlayerKey) -> Option<Records> {
-        self.players.get(player)
+        match self.players.get(player)? {
+            Cached::All(records) => Some(records),
+            Cached::TooMany => None,
+        }
     }
 
     /// The durable records of a player, as of one moment; reads the tree.
     pub(super) fn read(&self, player: &PlayerKey) -> Result<Records, StoreError> {
         for _ in 0..SCAN_ATTEMPTS {
             let published = self.groups.read().published;
-            let applied = self.scan(player)?;
+            let applied = read_records(&self.tree, player, usize::MAX)?;
             let groups = self.groups.read();
             if !groups.has_touched(player, groups.published - published) {
                 return Ok(self.keep(player, groups.restore(player, applied)));
             }
         }
         let groups = self.groups.read();
-        let applied = self.scan(player)?;
+        let applied = read_records(&self.tree, player, usize::MAX)?;
         Ok(self.keep(player, groups.restore(player, applied)))
-    }
-
-    fn scan(&self, player: &PlayerKey) -> Result<Vec<(NodeId, Arc<StoredRecord>)>, StoreError> {
-        read_records(&self.tree, player)
     }
 
     /// To be called while no group can be published.
     fn keep(&self, player: &PlayerKey, records: Vec<(NodeId, Arc<StoredRecord>)>) -> Records {
         let records = Records::from(records);
-        if records.len() <= CACHED_RECORDS_MAX {
-            self.players.insert(player.clone(), records.clone());
-        }
+        let cached = match records.len() > CACHED_RECORDS_MAX {
+            true => Cached::TooMany,
+            false => Cached::All(records.clone()),
+        };
+        self.players.insert(player.clone(), cached);
         records
     }
 
-    /// A record with every change that is announced, for the committer; the default where it does
-    /// not exist.
+    /// A record with every change that is announced; `None` where it does not exist. For the
+    /// committer: it reads the tree, and nothing must be applied meanwhile. A player who writes will
+    /// write again, so all records are read at once.
     pub(super) fn applied(
         &self,
         player: &PlayerKey,
@@ -162,13 +176,31 @@ impl DurableView {
             return Ok(Some(change.after.clone()));
         }
         drop(groups);
-        if let Some(records) = self.players.get(player) {
-            let place = records.binary_search_by(|(of, _)| of.cmp(node)).ok();
-            return Ok(place.map(|place| records[place].1.clone()));
-        }
+        let records = match self.players.get(player) {
+            Some(Cached::All(records)) => records,
+            Some(Cached::TooMany) => return self.read_one(player, node),
+            None => {
+                let applied = read_records(&self.tree, player, CACHED_RECORDS_MAX + 1)?;
+                if applied.len() > CACHED_RECORDS_MAX {
+                    self.players.insert(player.clone(), Cached::TooMany);
+                    return self.read_one(player, node);
+                }
+                let groups = self.groups.read();
+                self.keep(player, groups.restore(player, applied))
+            }
+        };
+        let place = records.binary_search_by(|(of, _)| of.cmp(node)).ok();
+        Ok(place.map(|place| records[place].1.clone()))
+    }
+
+    fn read_one(
+        &self,
+        player: &PlayerKey,
+        node: &NodeId,
+    ) -> Result<Option<Arc<StoredRecord>>, StoreError> {
         let key = keys::record(player, node);
         let value = self.tree.get(&key).map_err(failed)?;
-        value.map(|value| super::read::read_record(&key, &value).map(Arc::new)).transpose()
+        value.map(|value| read_record(&key, &value).map(Arc::new)).transpose()
     }
 
     /// Hides a group that is about to be applied, behind those that are hidden already.
@@ -181,12 +213,8 @@ impl DurableView {
         let mut groups = self.groups.write();
         let Some(changes) = groups.hidden.pop_front() else { return };
         for (player, changes) in &*changes {
-            if let Some(records) = self.players.get(player) {
-                let records = merge(&records, changes);
-                match records.len() > CACHED_RECORDS_MAX {
-                    true => drop(self.players.remove(player)),
-                    false => self.players.insert(player.clone(), records),
-                }
+            if let Some(Cached::All(records)) = self.players.get(player) {
+                self.keep(player, merge(&records, changes));
             }
         }
         groups.recent.push_front(changes);
@@ -204,7 +232,7 @@ pub(super) fn find<'a>(
     changes.get(player)?.iter().find(|change| change.node == *node)
 }
 
-fn merge(records: &Records, changes: &[Change]) -> Records {
+fn merge(records: &Records, changes: &[Change]) -> Vec<(NodeId, Arc<StoredRecord>)> {
     let mut merged = records.to_vec();
     for Change { node, after, .. } in changes {
         match merged.binary_search_by(|(of, _)| of.cmp(node)) {
@@ -212,7 +240,7 @@ fn merge(records: &Records, changes: &[Change]) -> Records {
             Err(place) => merged.insert(place, (node.clone(), after.clone())),
         }
     }
-    Records::from(merged)
+    merged
 }
 
 impl Groups {
