@@ -2,6 +2,8 @@
 
 use std::{env, fs, path::PathBuf};
 
+use tonic_build::manual::{Builder, Method, Service};
+
 const API: [&str; 3] =
     ["accolade/v1/storage.proto", "accolade/v1/completion.proto", "accolade/v1/catalog.proto"];
 const ROWS: [&str; 1] = ["accolade/store/v1/rows.proto"];
@@ -16,6 +18,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .extern_path(".google.rpc.Status", "::tonic_types::Status")
         .compile_fds(api)?;
+
+    // One encoding of a completion serves all who watch.
+    let watch = Method::builder()
+        .name("watch_completions")
+        .route_name("WatchCompletions")
+        .input_type("crate::proto::v1::WatchCompletionsRequest")
+        .output_type("crate::proto::Encoded<crate::proto::v1::WatchCompletionsResponse>")
+        .codec_path("crate::proto::EncodedCodec")
+        .server_streaming()
+        .build();
+    let list = Method::builder()
+        .name("list_completions")
+        .route_name("ListCompletions")
+        .input_type("crate::proto::v1::ListCompletionsRequest")
+        .output_type("crate::proto::v1::ListCompletionsResponse")
+        .codec_path("tonic_prost::ProstCodec")
+        .build();
+    let service = Service::builder()
+        .name("CompletionService")
+        .package("accolade.v1")
+        .method(watch)
+        .method(list)
+        .build();
+    Builder::new().build_client(false).compile(&[service]);
 
     let rows = protox::compile(ROWS, ["proto"])?;
     tonic_prost_build::configure().compile_fds(rows)?;

@@ -4,7 +4,6 @@ use std::{process::ExitCode, time::Duration};
 
 use accolade::cli;
 
-
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -38,7 +38,9 @@ async fn run() -> Result<()> {
     }
     let catalog = dir.path().join("catalog.toml");
     let nodes: String = (0..8)
-        .map(|i| format!("[[definitions]]\nnode_id = \"node-{i}\"\nmax_progress = 1125899906842624\n"))
+        .map(|i| {
+            format!("[[definitions]]\nnode_id = \"node-{i}\"\nmax_progress = 1125899906842624\n")
+        })
         .collect();
     std::fs::write(&catalog, nodes)?;
     let echo = process::Process::echo().await?;
@@ -60,18 +62,35 @@ async fn run() -> Result<()> {
         let flights = std::env::var("FLIGHT").unwrap_or("1,64,256".into());
         for in_flight in flights.split(',').map(|f| f.parse::<usize>().unwrap()) {
             for (name, t) in [("echo", &bare), ("accolade", &mine)] {
-                if std::env::var("TARGET").is_ok_and(|t| t != name) { continue } else {
+                if std::env::var("TARGET").is_ok_and(|t| t != name) {
+                    continue;
+                } else {
                     if want("set") {
                         let m = t.set(in_flight, time).await?;
-                        println!("{name} set {in_flight}: {:.0}  p50 {} p99 {}", m.rate, m.latency.value_at_quantile(0.5), m.latency.value_at_quantile(0.99));
+                        println!(
+                            "{name} set {in_flight}: {:.0}  p50 {} p99 {}",
+                            m.rate,
+                            m.latency.value_at_quantile(0.5),
+                            m.latency.value_at_quantile(0.99)
+                        );
                     }
                     if want("get") {
                         let m = t.get(in_flight, time).await?;
-                        println!("{name} get {in_flight}: {:.0}  p50 {} p99 {}", m.rate, m.latency.value_at_quantile(0.5), m.latency.value_at_quantile(0.99));
+                        println!(
+                            "{name} get {in_flight}: {:.0}  p50 {} p99 {}",
+                            m.rate,
+                            m.latency.value_at_quantile(0.5),
+                            m.latency.value_at_quantile(0.99)
+                        );
                     }
                     if in_flight > 1 && want("stream") {
                         let m = t.stream_set(in_flight, time).await?;
-                        println!("{name} stream {in_flight}: {:.0}  p50 {} p99 {}", m.rate, m.latency.value_at_quantile(0.5), m.latency.value_at_quantile(0.99));
+                        println!(
+                            "{name} stream {in_flight}: {:.0}  p50 {} p99 {}",
+                            m.rate,
+                            m.latency.value_at_quantile(0.5),
+                            m.latency.value_at_quantile(0.99)
+                        );
                     }
                 }
             }

@@ -1,6 +1,9 @@
 //! The other baseline: sled alone, one thread, one batch a group, one sync a group.
 
-use std::{path::Path, time::{Duration, Instant}};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use crate::{
     load::Result,
@@ -52,9 +55,10 @@ impl SledLoop {
         for _ in 0..size {
             let record = share.next();
             let key = records::key(record.index);
-            let stored = self.tree.get(&key)?.map_or(0, |value| {
-                i64::from_be_bytes(value[..8].try_into().expect("8 bytes"))
-            });
+            let stored = self
+                .tree
+                .get(&key)?
+                .map_or(0, |value| i64::from_be_bytes(value[..8].try_into().expect("8 bytes")));
             if stored != record.version {
                 return Err(format!("version {stored}, not {}", record.version).into());
             }

@@ -4,10 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use async_stream::try_stream;
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::{
+    sync::broadcast::error::RecvError,
+    time::{Instant, sleep},
+};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
+use super::live::{Batch, Live, Ready};
 use crate::{
     domain::{Completion, CompletionFilter, Cursor, Title},
     store::{FeedError, Store, StoreError},
@@ -18,6 +22,9 @@ const PAGE_COMPLETIONS: usize = 256;
 
 /// How often to look for a place to begin while retention moves the feed's old end.
 const BEGIN_ATTEMPTS: usize = 10;
+
+/// Pause before the live end is joined anew after it ended.
+const REJOIN_PAUSE: Duration = Duration::from_millis(50);
 
 /// What to follow, and from where.
 #[derive(Clone, Debug)]
@@ -45,7 +52,7 @@ pub enum Start {
 
 /// One event of a watch.
 #[derive(Clone, Debug)]
-pub enum FeedEvent {
+pub enum FeedEvent<T> {
     /// Always first.
     Started {
         /// Where the watch begins.
@@ -53,8 +60,8 @@ pub enum FeedEvent {
         /// The feed's old end.
         oldest: Cursor,
     },
-    /// A completion that passed the filter.
-    Completion(Box<Completion>),
+    /// What is sent for a completion that passed the filter.
+    Completion(T),
     /// Nothing was sent for a while, and everything up to here was.
     Heartbeat {
         /// How far the watch has come.
@@ -106,51 +113,129 @@ pub(super) async fn begin(
     Err(StoreError::Failed("retention overtakes every attempt to begin".to_owned()).into())
 }
 
-/// Follows a feed until `drain` is cancelled or an error ends it. Work is done only while the
-/// stream is polled.
-pub fn watch(
-    store: Arc<dyn Store>,
-    request: WatchRequest,
-    drain: CancellationToken,
-) -> impl Stream<Item = Result<FeedEvent, WatchError>> + Send {
-    try_stream! {
-        let WatchRequest { title, after, filter, heartbeat_interval } = request;
-        let mut changes = store.feed_changes(&title);
-        let (mut cursor, oldest) = begin(&*store, &title, after).await?;
-        yield FeedEvent::Started { cursor: cursor.clone(), oldest };
+impl<T: Clone + Send + Sync + 'static> Live<T> {
+    /// Follows a feed until `drain` is cancelled or an error ends it. Work is done only while the
+    /// stream is polled.
+    pub fn watch(
+        &self,
+        request: WatchRequest,
+        drain: CancellationToken,
+    ) -> impl Stream<Item = Result<FeedEvent<T>, WatchError>> + Send + use<T> {
+        let this = self.clone();
+        try_stream! {
+            let WatchRequest { title, after, filter, heartbeat_interval } = request;
+            let (mut cursor, oldest) = begin(&*this.store, &title, after).await?;
+            yield FeedEvent::Started { cursor: cursor.clone(), oldest };
 
-        let mut last_sent = Instant::now();
-        loop {
-            // Taken before the feed is read, so that a change in between is not slept over.
-            changes.borrow_and_update();
-            let page = store.completions(&title, &cursor, PAGE_COMPLETIONS).await?;
-            let is_end = page.is_empty();
-            for completion in page {
-                // A subscriber may take its time between two completions.
+            let drained = drain.clone().cancelled_owned();
+            tokio::pin!(drained);
+            let heartbeat = sleep(heartbeat_interval);
+            tokio::pin!(heartbeat);
+            let mut last_sent = Instant::now();
+            // Joined before the store is read to its end, so that nothing falls in between.
+            let mut live = this.join(&title).await?;
+            let mut place = Place::Behind;
+            loop {
+                let batch = match place {
+                    Place::Behind => {
+                        let read = this.store.completions(&title, &cursor, PAGE_COMPLETIONS).await?;
+                        if read.is_empty() {
+                            place = Place::CaughtUp;
+                        }
+                        Next::Read(read)
+                    }
+                    Place::CaughtUp | Place::Live => tokio::select! {
+                        biased;
+                        batch = live.recv() => match batch {
+                            Ok(batch) => Next::Live(batch),
+                            Err(RecvError::Lagged(_)) => Next::FellBehind,
+                            Err(RecvError::Closed) => Next::Ended,
+                        },
+                        () = &mut heartbeat => Next::Silence,
+                        () = &mut drained => Next::Silence,
+                    },
+                };
+                match batch {
+                    Next::Read(completions) => for completion in completions {
+                        // A subscriber may take its time between two completions.
+                        if drain.is_cancelled() {
+                            break;
+                        }
+                        cursor = completion.cursor.clone();
+                        if filter.admits(&completion) {
+                            yield FeedEvent::Completion((this.prepare)(&completion));
+                            last_sent = Instant::now();
+                        }
+                    },
+                    Next::Live(batch) => {
+                        let known = match place {
+                            Place::Live => Some(0),
+                            _ => known(&batch, &cursor),
+                        };
+                        let new = known.map_or(&[][..], |known| &batch.completions[known..]);
+                        for Ready { completion, message } in new {
+                            if drain.is_cancelled() {
+                                break;
+                            }
+                            cursor = completion.cursor.clone();
+                            if filter.admits(completion) {
+                                yield FeedEvent::Completion(message.clone());
+                                last_sent = Instant::now();
+                            }
+                        }
+                        if known.is_some() {
+                            place = Place::Live;
+                        }
+                    }
+                    Next::FellBehind => place = Place::Behind,
+                    Next::Ended => {
+                        sleep(REJOIN_PAUSE).await;
+                        live = this.join(&title).await?;
+                        place = Place::Behind;
+                    }
+                    Next::Silence => {}
+                }
                 if drain.is_cancelled() {
                     Err(WatchError::Draining { cursor: cursor.clone() })?;
                 }
-                cursor = completion.cursor.clone();
-                if filter.admits(&completion) {
-                    yield FeedEvent::Completion(Box::new(completion));
+                if last_sent.elapsed() >= heartbeat_interval {
+                    yield FeedEvent::Heartbeat { cursor: cursor.clone() };
                     last_sent = Instant::now();
                 }
-            }
-            if drain.is_cancelled() {
-                Err(WatchError::Draining { cursor: cursor.clone() })?;
-            }
-            let due = last_sent + heartbeat_interval;
-            if is_end {
-                tokio::select! {
-                    _ = changes.changed() => {}
-                    () = tokio::time::sleep_until(due) => {}
-                    () = drain.cancelled() => {}
+                if heartbeat.is_elapsed() {
+                    heartbeat.as_mut().reset(last_sent + heartbeat_interval);
                 }
-            }
-            if Instant::now() >= due {
-                yield FeedEvent::Heartbeat { cursor: cursor.clone() };
-                last_sent = Instant::now();
             }
         }
     }
+}
+
+/// Where a subscriber reads.
+#[derive(Clone, Copy)]
+enum Place {
+    /// The store, until its end.
+    Behind,
+    /// The live end, which may still bring what was read from the store.
+    CaughtUp,
+    /// The live end.
+    Live,
+}
+
+/// What a subscriber got.
+enum Next<T> {
+    Read(Vec<Completion>),
+    Live(Arc<Batch<T>>),
+    FellBehind,
+    Ended,
+    Silence,
+}
+
+/// How many completions of a batch are at or before a cursor that the subscriber has reached; `None`
+/// where the whole batch is.
+fn known<T>(batch: &Batch<T>, cursor: &Cursor) -> Option<usize> {
+    if batch.after == *cursor {
+        return Some(0);
+    }
+    let place = batch.completions.iter().position(|ready| ready.completion.cursor == *cursor);
+    place.map(|place| place + 1)
 }

@@ -22,15 +22,15 @@ use crate::{
     feed::retain,
     proto::{
         DESCRIPTORS,
+        completion_server::completion_service_server::{
+            CompletionServiceServer as CompletionServer, SERVICE_NAME as COMPLETION_SERVICE,
+        },
         v1::{
             achievement_storage_service_server::{
                 AchievementStorageServiceServer as StorageServer, SERVICE_NAME as STORAGE_SERVICE,
             },
             catalog_service_server::{
                 CatalogServiceServer as CatalogServer, SERVICE_NAME as CATALOG_SERVICE,
-            },
-            completion_service_server::{
-                CompletionServiceServer as CompletionServer, SERVICE_NAME as COMPLETION_SERVICE,
             },
         },
     },

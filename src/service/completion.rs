@@ -9,10 +9,12 @@ use tonic::{Request, Response, Status, async_trait};
 use super::{parse::Fields, status, wire};
 use crate::{
     catalog::Catalogs,
-    domain::{Cursor, Title},
-    feed::{FeedEvent, PageRequest, Start, WatchRequest, page, watch},
-    proto::v1::{
-        self, completion_service_server::CompletionService, watch_completions_response::Event,
+    domain::{Completion, Cursor, Title},
+    feed::{FeedEvent, Live, PageRequest, Start, WatchRequest, page},
+    proto::{
+        Encoded,
+        completion_server::completion_service_server::CompletionService,
+        v1::{self, watch_completions_response::Event},
     },
     store::Store,
 };
@@ -28,6 +30,7 @@ const PAGE_SIZE_MAX: usize = 1000;
 #[derive(Clone)]
 pub struct CompletionApi {
     store: Arc<dyn Store>,
+    live: Live<Encoded<v1::WatchCompletionsResponse>>,
     catalogs: Catalogs,
     drain: CancellationToken,
 }
@@ -38,7 +41,7 @@ impl CompletionApi {
     /// Answers from this store; streams end when `drain` is cancelled.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, catalogs: Catalogs, drain: CancellationToken) -> Self {
-        Self { store, catalogs, drain }
+        Self { live: Live::new(store.clone(), completion), store, catalogs, drain }
     }
 
     fn check_title(&self, title: &Title) -> Result<(), Status> {
@@ -52,7 +55,7 @@ impl CompletionApi {
 #[async_trait]
 impl CompletionService for CompletionApi {
     type WatchCompletionsStream =
-        Pin<Box<dyn Stream<Item = Result<v1::WatchCompletionsResponse, Status>> + Send>>;
+        Pin<Box<dyn Stream<Item = Result<Encoded<v1::WatchCompletionsResponse>, Status>> + Send>>;
 
     async fn watch_completions(
         &self,
@@ -76,7 +79,7 @@ impl CompletionService for CompletionApi {
             Some(text) => start(&text),
         };
         let request = WatchRequest { title, after, filter, heartbeat_interval };
-        let events = watch(self.store.clone(), request, self.drain.clone());
+        let events = self.live.watch(request, self.drain.clone());
         let messages = events.map(|event| event.map(message).map_err(status::from_watch));
         Ok(Response::new(Box::pin(messages)))
     }
@@ -111,7 +114,7 @@ impl CompletionService for CompletionApi {
         let page = page.map_err(|error| status::from_feed(error, field))?;
         let cursor = page.cursor.as_str().to_owned();
         Ok(Response::new(v1::ListCompletionsResponse {
-            completions: page.completions.into_iter().map(wire::completion).collect(),
+            completions: page.completions.iter().map(wire::completion).collect(),
             next_page_token: if page.is_last { String::new() } else { cursor.clone() },
             cursor,
         }))
@@ -126,14 +129,25 @@ fn start(text: &str) -> Start {
     }
 }
 
-fn message(event: FeedEvent) -> v1::WatchCompletionsResponse {
+fn message(
+    event: FeedEvent<Encoded<v1::WatchCompletionsResponse>>,
+) -> Encoded<v1::WatchCompletionsResponse> {
     let text = |cursor: Cursor| cursor.as_str().to_owned();
-    let event = match event {
+    match event {
+        FeedEvent::Completion(message) => message,
         FeedEvent::Started { cursor, oldest } => {
-            Event::Started(v1::Started { cursor: text(cursor), oldest: text(oldest) })
+            encode(Event::Started(v1::Started { cursor: text(cursor), oldest: text(oldest) }))
         }
-        FeedEvent::Completion(completion) => Event::Completion(wire::completion(*completion)),
-        FeedEvent::Heartbeat { cursor } => Event::Heartbeat(v1::Heartbeat { cursor: text(cursor) }),
-    };
-    v1::WatchCompletionsResponse { event: Some(event) }
+        FeedEvent::Heartbeat { cursor } => {
+            encode(Event::Heartbeat(v1::Heartbeat { cursor: text(cursor) }))
+        }
+    }
+}
+
+fn completion(completion: &Completion) -> Encoded<v1::WatchCompletionsResponse> {
+    encode(Event::Completion(wire::completion(completion)))
+}
+
+fn encode(event: Event) -> Encoded<v1::WatchCompletionsResponse> {
+    Encoded::from(&v1::WatchCompletionsResponse { event: Some(event) })
 }

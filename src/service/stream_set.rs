@@ -17,9 +17,7 @@ use crate::proto::v1::{
 /// under way. Sets reach the store in the order they came.
 pub(super) fn stream_set(
     api: StorageApi,
-    mut requests: impl Stream<Item = Result<StreamSetAchievementStorageRequest, Status>>
-    + Send
-    + Unpin,
+    mut requests: impl Stream<Item = Result<StreamSetAchievementStorageRequest, Status>> + Send + Unpin,
     limit: usize,
     drain: CancellationToken,
 ) -> impl Stream<Item = Result<StreamSetAchievementStorageResponse, Status>> + Send {

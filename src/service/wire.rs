@@ -52,7 +52,7 @@ pub(super) fn record_state(state: &State) -> v1::RecordState {
     }
 }
 
-pub(super) fn completion(completion: Completion) -> v1::Completion {
+pub(super) fn completion(completion: &Completion) -> v1::Completion {
     let definition = completion.node.definition();
     let draft = definition.draft().clone();
     v1::Completion {

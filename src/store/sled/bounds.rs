@@ -22,7 +22,7 @@ pub(super) const ENTRY_BYTES_MAX: usize = 80 << 10;
 pub(super) const GROUP_BYTES_MAX: usize = SEGMENT_BYTES / 8;
 
 /// Most updates of one commit group; keeps the wait of the first short.
-pub(super) const GROUP_JOBS_MAX: usize = 128;
+pub(super) const GROUP_JOBS_MAX: usize = 1024;
 
 /// Most rows that one retention step removes.
 pub(super) const TRIM_ROWS_MAX: usize = 256;

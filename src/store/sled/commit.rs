@@ -34,7 +34,9 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    domain::{Catalog, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, Record, Ruling, Title, decide},
+    domain::{
+        Catalog, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, Record, Ruling, Title, decide,
+    },
     proto::rows::{CompletionRow, FeedRow},
     store::{
         Applied, ApplyError, CatalogError, Retention, StoreError, StoreHealth, StoredCatalog,

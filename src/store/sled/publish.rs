@@ -21,9 +21,7 @@ use super::{
     view::DurableView,
     watchdog::{Stopwatch, poison},
 };
-use crate::store::{
-    Applied, ApplyError, CatalogError, StoreError, StoreHealth, StoredCatalog,
-};
+use crate::store::{Applied, ApplyError, CatalogError, StoreError, StoreHealth, StoredCatalog};
 
 /// Makes applied writes durable; the store's is sled's `flush`, which ends in our fdatasync.
 pub(super) type SyncLog = Box<dyn FnMut() -> io::Result<()> + Send>;

@@ -6,6 +6,17 @@ pub mod v1 {
     tonic::include_proto!("accolade.v1");
 }
 
+mod encoded;
+
+pub use encoded::{Encoded, EncodedCodec};
+
+/// The server of `CompletionService` with encoded answers where they are shared; for the rest like
+/// the one in [`v1`].
+#[allow(clippy::all, clippy::pedantic, missing_docs, reason = "generated")]
+pub mod completion_server {
+    include!(concat!(env!("OUT_DIR"), "/accolade.v1.CompletionService.rs"));
+}
+
 /// Rows of the sled store.
 #[allow(clippy::all, clippy::pedantic, missing_docs, reason = "generated")]
 pub(crate) mod rows {

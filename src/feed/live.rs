@@ -1,0 +1,114 @@
+//! The live end of feeds: what completes is read once, made ready to send once, and handed to every
+//! subscriber of the title from memory.
+//!
+//! A subscriber reads the store until it has caught up and goes on with the live end from there. One
+//! that does not keep up loses its place in the live end, and reads the store again from its own
+//! cursor: memory is bounded, and nobody waits for it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+use crate::{
+    domain::{Completion, Cursor, Title},
+    store::{FeedError, Store},
+};
+
+/// Batches kept for subscribers that are a little behind.
+const BATCHES: usize = 64;
+
+/// Most completions of one batch.
+const BATCH_COMPLETIONS: usize = 256;
+
+/// A completion, and what is sent for it.
+#[derive(Debug)]
+pub(super) struct Ready<T> {
+    pub(super) completion: Completion,
+    pub(super) message: T,
+}
+
+/// Completions that follow each other without a hole.
+#[derive(Debug)]
+pub(super) struct Batch<T> {
+    /// After this cursor comes the first.
+    pub(super) after: Cursor,
+    pub(super) completions: Vec<Ready<T>>,
+}
+
+/// See the module. `T` is what is sent for a completion. Cloning shares it.
+pub struct Live<T> {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) prepare: fn(&Completion) -> T,
+    titles: Arc<Mutex<Titles<T>>>,
+}
+
+type Titles<T> = HashMap<Title, broadcast::Sender<Arc<Batch<T>>>>;
+
+// === impl Live ===
+
+impl<T> Clone for Live<T> {
+    fn clone(&self) -> Self {
+        let (store, titles) = (self.store.clone(), self.titles.clone());
+        Self { store, prepare: self.prepare, titles }
+    }
+}
+
+impl<T: Send + Sync + 'static> Live<T> {
+    /// The live ends of this store's feeds; `prepare` makes what is sent for a completion.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, prepare: fn(&Completion) -> T) -> Self {
+        Self { store, prepare, titles: Arc::default() }
+    }
+
+    /// Joins the live end. Whoever then reads the store to its end misses nothing in between: the
+    /// batches begin at or before the place where that read ends.
+    pub(super) async fn join(
+        &self,
+        title: &Title,
+    ) -> Result<broadcast::Receiver<Arc<Batch<T>>>, FeedError> {
+        if let Some(live) = self.titles.lock().get(title) {
+            return Ok(live.subscribe());
+        }
+        let newest = self.store.feed_bounds(title).await?.newest;
+        let mut titles = self.titles.lock();
+        if let Some(live) = titles.get(title) {
+            return Ok(live.subscribe());
+        }
+        let (live, receiver) = broadcast::channel(BATCHES);
+        titles.insert(title.clone(), live.clone());
+        tokio::spawn(self.clone().follow(title.clone(), newest, live));
+        Ok(receiver)
+    }
+
+    /// Reads a feed from `cursor` on for as long as somebody listens. Where it cannot go on, the
+    /// subscribers notice by the end of the batches, and find out why by reading themselves.
+    async fn follow(
+        self,
+        title: Title,
+        mut cursor: Cursor,
+        live: broadcast::Sender<Arc<Batch<T>>>,
+    ) {
+        let mut changes = self.store.feed_changes(&title);
+        loop {
+            changes.borrow_and_update();
+            let Ok(page) = self.store.completions(&title, &cursor, BATCH_COMPLETIONS).await else {
+                break;
+            };
+            if let Some(last) = page.last() {
+                let after = std::mem::replace(&mut cursor, last.cursor.clone());
+                let ready = |completion| Ready { message: (self.prepare)(&completion), completion };
+                let completions = page.into_iter().map(ready).collect();
+                let _ = live.send(Arc::new(Batch { after, completions }));
+            } else if changes.changed().await.is_err() {
+                break;
+            }
+            let mut titles = self.titles.lock();
+            if live.receiver_count() == 0 {
+                titles.remove(&title);
+                return;
+            }
+        }
+        self.titles.lock().remove(&title);
+    }
+}
