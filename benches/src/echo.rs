@@ -7,7 +7,9 @@ use accolade::proto::v1::{
     achievement_storage_service_server::{
         AchievementStorageService, AchievementStorageServiceServer,
     },
+    completion_service_server::{CompletionService, CompletionServiceServer},
     stream_set_achievement_storage_response::Outcome,
+    watch_completions_response::Event,
 };
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt};
@@ -24,6 +26,7 @@ pub async fn serve() -> Result<()> {
     println!("echo listens on http://{}", listener.local_addr()?);
     tonic::transport::Server::builder()
         .add_service(AchievementStorageServiceServer::new(Echo))
+        .add_service(CompletionServiceServer::new(Echo))
         .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
         .await?;
     Ok(())
@@ -109,6 +112,47 @@ impl AchievementStorageService for Echo {
         &self,
         _: Request<v1::BatchGetAchievementStorageRequest>,
     ) -> std::result::Result<Response<v1::BatchGetAchievementStorageResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+}
+
+/// A completion like those of the real service.
+fn completion() -> v1::WatchCompletionsResponse {
+    let id = || "finisher-0123456789abcdef".to_owned();
+    let event = Event::Completion(v1::Completion {
+        cursor: "AQAAAAAAAAABAAAAAA".to_owned(),
+        title: records::TITLE.to_owned(),
+        player_id: id(),
+        achievement_id: records::node(0),
+        root_id: records::node(0),
+        progress: 1 << 50,
+        max_progress: 1 << 50,
+        completed_at: 1_800_000_000,
+        version: 1,
+        ..v1::Completion::default()
+    });
+    v1::WatchCompletionsResponse { event: Some(event) }
+}
+
+#[async_trait]
+impl CompletionService for Echo {
+    type WatchCompletionsStream = Pin<
+        Box<dyn Stream<Item = std::result::Result<v1::WatchCompletionsResponse, Status>> + Send>,
+    >;
+
+    async fn watch_completions(
+        &self,
+        _: Request<v1::WatchCompletionsRequest>,
+    ) -> std::result::Result<Response<Self::WatchCompletionsStream>, Status> {
+        let message = completion();
+        let endless = tokio_stream::iter(std::iter::repeat_with(move || Ok(message.clone())));
+        Ok(Response::new(Box::pin(endless)))
+    }
+
+    async fn list_completions(
+        &self,
+        _: Request<v1::ListCompletionsRequest>,
+    ) -> std::result::Result<Response<v1::ListCompletionsResponse>, Status> {
         Err(Status::unimplemented("not measured"))
     }
 }

@@ -27,7 +27,7 @@ pub struct Measured {
     pub latency: Histogram<u64>,
 }
 
-const WARMING: u8 = 0;
+/// Before this, a run warms up.
 const MEASURING: u8 = 1;
 const DONE: u8 = 2;
 

@@ -1,101 +1,123 @@
-//! How fast Accolade is, beside bare tonic, bare sled, and other databases on the same work.
+//! How fast Accolade is, beside bare tonic, bare sled, and other databases on the same work, all in
+//! one run. `make bench` runs it; README.md says how to read what it prints.
 
 mod echo;
 mod grpc;
 mod load;
+mod parts;
+mod peers;
 mod process;
 mod records;
+mod report;
 mod sled_loop;
+mod watch;
 
-use std::time::Duration;
+use std::{fs, path::PathBuf, time::Duration};
+
+use clap::{Parser, ValueEnum};
+use serde_json::json;
 
 use load::Result;
+use report::Report;
 
+/// The same as the service's, so that the baseline has no other memory to work with.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run())
+/// Measures Accolade beside bare tonic, bare sled, etcd, Redis and PostgreSQL.
+#[derive(Parser)]
+struct Args {
+    /// Only this part; may be given more than once
+    #[arg(long)]
+    part: Vec<Part>,
+    /// How often each figure is taken, in turns with all others
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long each figure is measured, after a warm-up of a quarter of it
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Connections of the gRPC clients
+    #[arg(long, default_value_t = 4)]
+    connections: usize,
+    /// Records of the scale part at its largest
+    #[arg(long, default_value_t = 10_000_000)]
+    scale_records: usize,
+    /// Where the databases keep their files while they run; a disk, not memory
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// Where to write the figures as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// `echo`: be the bare tonic server
+    #[arg(hide = true)]
+    role: Option<String>,
 }
 
-async fn run() -> Result<()> {
-    let args: Vec<String> = std::env::args().collect();
-    if args.get(1).map(String::as_str) == Some("echo") {
+/// A part of the run.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Get and Set, 1, 64 and 256 in flight, and the other databases
+    Unary,
+    /// Sets on streams, and sled alone
+    Stream,
+    /// Latency at half load
+    Latency,
+    /// Subscribers
+    Watch,
+    /// Millions of records
+    Scale,
+}
+
+fn main() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(Args::parse()))
+}
+
+async fn run(args: Args) -> Result<()> {
+    if args.role.is_some() {
         return echo::serve().await;
     }
-    let connections: usize = std::env::var("CONNS").ok().and_then(|c| c.parse().ok()).unwrap_or(4);
-    let secs: f64 = std::env::var("SECS").ok().and_then(|c| c.parse().ok()).unwrap_or(3.0);
-    let only = std::env::var("ONLY").unwrap_or_default();
-    let time = Duration::from_secs_f64(secs);
-    let dir = tempfile::tempdir_in("/work")?;
-    let want = |name: &str| only.is_empty() || only.split(',').any(|o| o == name);
-    if want("sled") {
-        let sled = sled_loop::SledLoop::open(&dir.path().join("sled"), 100_000)?;
-        for group in [16, 64, 256, 512] {
-            println!("sled {group}: {:.0}", sled.run(group, time)?);
-        }
-    }
-    let catalog = dir.path().join("catalog.toml");
-    let nodes: String = (0..8)
-        .map(|i| {
-            format!("[[definitions]]\nnode_id = \"node-{i}\"\nmax_progress = 1125899906842624\n")
-        })
-        .collect();
-    std::fs::write(&catalog, nodes)?;
-    let echo = process::Process::echo().await?;
-    let target = |url: &str, version| grpc::Target {
-        url: url.to_owned(),
-        versions: records::Versions::new(100_000, version),
-        connections,
-    };
-    let bare = target(&echo.url, 1);
-    let ours = process::Process::accolade(&dir.path().join("data"), &catalog, &[]).await?;
-    let mine = target(&ours.url, 0);
-    if want("get") || want("set") || want("stream") {
-        let start = std::time::Instant::now();
-        mine.fill().await?;
-        println!("filled in {:?}", start.elapsed());
-    }
-    for round in 0..1 {
-        let _ = round;
-        let flights = std::env::var("FLIGHT").unwrap_or("1,64,256".into());
-        for in_flight in flights.split(',').map(|f| f.parse::<usize>().unwrap()) {
-            for (name, t) in [("echo", &bare), ("accolade", &mine)] {
-                if std::env::var("TARGET").is_ok_and(|t| t != name) {
-                    continue;
-                } else {
-                    if want("set") {
-                        let m = t.set(in_flight, time).await?;
-                        println!(
-                            "{name} set {in_flight}: {:.0}  p50 {} p99 {}",
-                            m.rate,
-                            m.latency.value_at_quantile(0.5),
-                            m.latency.value_at_quantile(0.99)
-                        );
-                    }
-                    if want("get") {
-                        let m = t.get(in_flight, time).await?;
-                        println!(
-                            "{name} get {in_flight}: {:.0}  p50 {} p99 {}",
-                            m.rate,
-                            m.latency.value_at_quantile(0.5),
-                            m.latency.value_at_quantile(0.99)
-                        );
-                    }
-                    if in_flight > 1 && want("stream") {
-                        let m = t.stream_set(in_flight, time).await?;
-                        println!(
-                            "{name} stream {in_flight}: {:.0}  p50 {} p99 {}",
-                            m.rate,
-                            m.latency.value_at_quantile(0.5),
-                            m.latency.value_at_quantile(0.99)
-                        );
-                    }
+    let dir = tempfile::Builder::new().prefix("accolade-bench-").tempdir_in(&args.dir)?;
+    // PostgreSQL runs as a user of its own, who must get through to its folder.
+    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let time = Duration::from_secs_f64(args.seconds);
+    let mut report = Report::default();
+    let wants = |part| args.part.is_empty() || args.part.contains(&part);
+    if [Part::Unary, Part::Stream, Part::Latency, Part::Watch].into_iter().any(wants) {
+        let mut stage = parts::Stage::open(dir.path(), args.connections).await?;
+        if wants(Part::Unary) || wants(Part::Stream) {
+            stage.start_peers(dir.path()).await;
+            for round in 1..=args.rounds {
+                eprintln!("round {round} of {}", args.rounds);
+                if wants(Part::Unary) {
+                    parts::unary(&stage, time, &mut report).await?;
+                }
+                if wants(Part::Stream) {
+                    parts::stream(&stage, time, &mut report).await?;
                 }
             }
+            parts::compare(&mut report);
+        }
+        if wants(Part::Latency) {
+            parts::latency(&mut stage, dir.path(), args.rounds, time, &mut report).await?;
+        }
+        stage.stop_peers();
+        if wants(Part::Watch) {
+            parts::watch(&stage, args.rounds, time, &mut report).await?;
         }
     }
-    println!("memory {}", ours.memory()?);
+    if wants(Part::Scale) {
+        parts::scale(dir.path(), args.connections, args.scale_records, time, &mut report).await?;
+    }
+    println!("{}", report.table());
+    if let Some(path) = &args.json {
+        let about = json!({
+            "cores": std::thread::available_parallelism()?.get(),
+            "rounds": args.rounds,
+            "seconds": args.seconds,
+            "connections": args.connections,
+        });
+        fs::write(path, serde_json::to_string_pretty(&report.json(about))?)?;
+    }
     Ok(())
 }

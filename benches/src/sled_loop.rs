@@ -1,7 +1,7 @@
 //! The other baseline: sled alone, one thread, one batch a group, one sync a group.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,7 @@ use crate::{
 
 /// A sled database with the same records.
 pub struct SledLoop {
+    path: PathBuf,
     tree: sled::Db,
     versions: Versions,
 }
@@ -24,12 +25,16 @@ impl SledLoop {
             .cache_capacity(256 << 20)
             .flush_every_ms(None)
             .open()?;
-        let this = Self { tree, versions: Versions::new(count, 0) };
+        let this = Self { path: dir.to_owned(), tree, versions: Versions::new(count, 0) };
         let mut share = this.versions.shares(1).remove(0);
         for _ in 0..count.div_ceil(512) {
             this.group(&mut share, 512)?;
         }
         Ok(this)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Groups of compare-and-sets, one after the other; gives sets a second.
