@@ -22,11 +22,11 @@ use sled::Batch;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    bounds::{GROUP_BYTES_MAX, GROUP_JOBS_MAX, TRIM_ROWS_MAX},
+    bounds::{GROUP_BYTES_MAX, TRIM_ROWS_MAX},
     catalogs,
     feeds::{FeedEnds, Feeds, TitleFeed},
     frame, keys,
-    publish::{Answer, Sealed, Unanswered},
+    publish::{Answer, Handover, Sealed, Unanswered},
     read::{failed, read_row},
     rows::{StoredRecord, completion_to_row},
     view::{Change, Changes, DurableView, find},
@@ -43,6 +43,9 @@ use crate::{
         cursor::CursorCodec,
     },
 };
+
+/// A group of no more jobs, with none behind it, is a sign that the store is nearly idle.
+const ALONE_JOBS_MAX: usize = 2;
 
 /// Something to do for the committer, and whom to answer.
 pub(super) enum Job {
@@ -62,8 +65,9 @@ pub(super) struct Committer {
     pub(super) health: watch::Sender<StoreHealth>,
     pub(super) stopwatch: Stopwatch,
     pub(super) unanswered: Unanswered,
-    /// To the publisher, which takes one group at a time.
-    pub(super) sealed: SyncSender<Sealed>,
+    pub(super) handover: Handover,
+    /// To the publisher's thread, which takes one group at a time.
+    pub(super) publisher: SyncSender<Sealed>,
 }
 
 /// Updates that become durable together.
@@ -106,25 +110,27 @@ impl Committer {
     /// Commits `first` together with what else is waiting; gives back a job that had no room.
     fn commit_from(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) -> Option<Job> {
         let mut group = Group::default();
+        let group_jobs = self.handover.group_jobs();
         let mut next = Some(first);
         while let Some(job) = next.take() {
             match job {
                 Job::ReplaceCatalog(title, expected, catalog, answer) => {
-                    self.seal(std::mem::take(&mut group));
+                    self.seal(std::mem::take(&mut group), false);
                     self.replace_catalog(&title, expected, catalog, answer);
                 }
                 Job::Apply(..) | Job::Trim(..) => {
                     if let Place::NoRoom(job) = self.place(job, &mut group) {
-                        self.seal(group);
+                        self.seal(group, false);
                         return Some(job);
                     }
                 }
             }
-            if group.jobs < GROUP_JOBS_MAX {
+            if group.jobs < group_jobs {
                 next = jobs.try_recv().ok();
             }
         }
-        self.seal(group);
+        let is_alone = jobs.is_empty() && group.jobs <= ALONE_JOBS_MAX;
+        self.seal(group, is_alone);
         None
     }
 
@@ -306,15 +312,15 @@ impl Committer {
             for (key, value) in step {
                 group.write(key, value);
             }
-            self.seal(group);
+            self.seal(group, false);
         }
         // Behind all the steps: if one of them fails, this is answered so.
         let answers = vec![Answer::Replaced(answer, result)];
-        self.seal(Group { answers, ..Group::default() });
+        self.seal(Group { answers, ..Group::default() }, false);
     }
 
-    /// Applies a group and hands it to the publisher, once that has finished the one before.
-    fn seal(&mut self, group: Group) {
+    /// Applies a group and has it published; `is_alone` where no other job waits.
+    fn seal(&mut self, group: Group, is_alone: bool) {
         let Group { batch, bytes, changes, feeds, answers, .. } = group;
         if bytes == 0 && answers.is_empty() {
             return;
@@ -335,8 +341,8 @@ impl Committer {
                 return;
             }
         }
-        // The publisher is only gone after a panic, which has poisoned the store.
-        let _ = self.sealed.send(Sealed { has_written: bytes > 0, feeds: extended });
+        let sealed = Sealed { has_written: bytes > 0, feeds: extended };
+        self.handover.hand_over(sealed, is_alone, &self.publisher);
     }
 }
 

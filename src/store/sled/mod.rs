@@ -40,7 +40,7 @@ use self::{
     commit::{Committer, Job},
     feeds::Feeds,
     keys::Key,
-    publish::{Publisher, SyncLog, Unanswered},
+    publish::{Handover, Publisher, SyncLog, Unanswered},
     read::{damaged, failed, read_completion},
     view::{DurableView, Records, share_out},
     watchdog::{COMMIT_TIME_MAX, Stopwatch},
@@ -128,8 +128,8 @@ impl SledStore {
         watchdog::start([&applying, &syncing], &unanswered, health.clone(), commit_time_max);
 
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS_MAX);
-        let (sealed, groups) = std::sync::mpsc::sync_channel(0);
-        let publisher = Publisher {
+        let (publisher, groups) = std::sync::mpsc::sync_channel(0);
+        let handover = Handover::new(Publisher {
             view: view.clone(),
             health: health.clone(),
             sync_log,
@@ -137,7 +137,7 @@ impl SledStore {
             stopwatch: syncing,
             unanswered: unanswered.clone(),
             runtime: Handle::try_current().ok(),
-        };
+        });
         let committer = Committer {
             view: view.clone(),
             feeds: feeds.clone(),
@@ -147,11 +147,12 @@ impl SledStore {
             health: health.clone(),
             stopwatch: applying,
             unanswered,
-            sealed,
+            handover: handover.clone(),
+            publisher,
         };
         let threads = vec![
             start_thread("committer", move || committer.run(queue)),
-            start_thread("publisher", move || publisher.run(groups)),
+            start_thread("publisher", move || handover.run(groups)),
         ];
         let counting = Arc::new(Semaphore::new(1));
         let jobs = Some(jobs);

@@ -1,13 +1,19 @@
-//! The publisher: a thread that makes applied groups durable, in order, shows them to readers and
-//! subscribers, and has their callers answered.
+//! The publisher makes applied groups durable, in order, shows them to readers and subscribers, and
+//! has their callers answered. It is a thread of its own, so that the next group is applied while
+//! one is synced; where nothing else waits, the committer does this work itself and spares its
+//! caller the way to another thread.
 
 use std::{
     collections::VecDeque,
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::{Arc, mpsc::Receiver},
-    time::SystemTime,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc::{Receiver, SyncSender},
+    },
+    time::{Duration, Instant, SystemTime},
 };
 
 use parking_lot::Mutex;
@@ -17,6 +23,7 @@ use tokio::{
 };
 
 use super::{
+    bounds::{GROUP_JOBS_MAX, GROUP_JOBS_MIN},
     feeds::{FeedEnds, TitleFeed},
     view::DurableView,
     watchdog::{Stopwatch, poison},
@@ -61,7 +68,19 @@ impl Answer {
     }
 }
 
-/// The publisher's state; [`Publisher::run`] is its thread.
+/// The way of groups from the committer to the publisher.
+#[derive(Clone)]
+pub(super) struct Handover(Arc<Shared>);
+
+struct Shared {
+    publisher: Mutex<Publisher>,
+    /// Groups that were handed to the thread and are not published yet.
+    under_way: AtomicUsize,
+    /// How long the last sync took.
+    sync_nanos: AtomicU64,
+}
+
+/// The publisher's state.
 pub(super) struct Publisher {
     pub(super) view: Arc<DurableView>,
     pub(super) health: watch::Sender<StoreHealth>,
@@ -74,31 +93,74 @@ pub(super) struct Publisher {
     pub(super) runtime: Option<Handle>,
 }
 
-// === impl Publisher ===
+// === impl Handover ===
 
-impl Publisher {
-    /// Works until the committer is gone and its last group is published.
-    pub(super) fn run(mut self, sealed: Receiver<Sealed>) {
+impl Handover {
+    pub(super) fn new(publisher: Publisher) -> Self {
+        let (under_way, sync_nanos) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Self(Arc::new(Shared { publisher: Mutex::new(publisher), under_way, sync_nanos }))
+    }
+
+    /// The publisher's thread: works until the committer is gone and its last group is published.
+    pub(super) fn run(&self, sealed: Receiver<Sealed>) {
         while let Ok(group) = sealed.recv() {
-            let work = AssertUnwindSafe(|| self.publish(group));
-            if catch_unwind(work).is_err() {
-                poison(&self.health, &self.unanswered, "the publisher panicked");
-            }
+            self.publish(group);
+            self.0.under_way.fetch_sub(1, Ordering::Release);
         }
     }
 
-    fn publish(&mut self, group: Sealed) {
+    /// Publishes a group: here where nothing else is to be done, else on the publisher's thread
+    /// once that has finished the group before. Groups are published in the order they come here.
+    pub(super) fn hand_over(&self, group: Sealed, is_alone: bool, thread: &SyncSender<Sealed>) {
+        if is_alone && self.0.under_way.load(Ordering::Acquire) == 0 {
+            return self.publish(group);
+        }
+        self.0.under_way.fetch_add(1, Ordering::Release);
+        thread.send(group).expect("the publisher lives as long as the committer");
+    }
+
+    /// How many updates make a group whose judging and applying takes about as long as a sync, so
+    /// that neither waits for the other.
+    pub(super) fn group_jobs(&self) -> usize {
+        const UPDATE_NANOS: u64 = 4000;
+        let jobs = self.0.sync_nanos.load(Ordering::Relaxed) / UPDATE_NANOS;
+        usize::try_from(jobs).unwrap_or(usize::MAX).clamp(GROUP_JOBS_MIN, GROUP_JOBS_MAX)
+    }
+
+    fn publish(&self, group: Sealed) {
+        let mut publisher = self.0.publisher.lock();
+        match catch_unwind(AssertUnwindSafe(|| publisher.publish(group))) {
+            Ok(None) => {}
+            Ok(Some(sync_time)) => {
+                let nanos = u64::try_from(sync_time.as_nanos()).unwrap_or(u64::MAX);
+                self.0.sync_nanos.store(nanos, Ordering::Relaxed);
+            }
+            Err(_) => poison(&publisher.health, &publisher.unanswered, "the publisher panicked"),
+        }
+    }
+}
+
+// === impl Publisher ===
+
+impl Publisher {
+    /// Tells how long the sync took, where there was one.
+    fn publish(&mut self, group: Sealed) -> Option<Duration> {
         if *self.health.borrow() == StoreHealth::Poisoned {
             // Whoever poisoned it has answered, or this was sealed at that moment.
-            return poison_answers(&self.unanswered);
+            poison_answers(&self.unanswered);
+            return None;
         }
+        let mut sync_time = None;
         if group.has_written {
+            let start = Instant::now();
             self.stopwatch.start();
             let synced = (self.sync_log)().and_then(|()| self.check_blobs());
             self.stopwatch.stop();
             if let Err(error) = synced {
-                return poison(&self.health, &self.unanswered, &error.to_string());
+                poison(&self.health, &self.unanswered, &error.to_string());
+                return None;
             }
+            sync_time = Some(start.elapsed());
             self.view.publish();
         }
         for (feed, ends) in group.feeds {
@@ -110,6 +172,7 @@ impl Publisher {
         if let Some(answers) = self.unanswered.lock().pop_front() {
             self.answer(answers);
         }
+        sync_time
     }
 
     /// A group of answers is one task for the runtime: from there each wakes its caller without
