@@ -4,7 +4,7 @@
 //! are 1, 2, 3, …, each completion is in the feed once, and every subscriber sees the same feed.
 //!
 //! Method: 8 writers add to records that several of them share, each set under a request id of its
-//! own. A writer whose answer was lost in a kill asks again, under the same id, as soon as the
+//! own; half of them one set at a time, half of them many at once on a stream. A writer whose answer was lost in a kill asks again, under the same id, as soon as the
 //! server is back; so in the end every version of every record was told to somebody, and the told
 //! versions can be compared with the stored ones. 2 subscribers resume from their cursors.
 //!
@@ -20,20 +20,23 @@ use std::{
 };
 
 use accolade::proto::v1::{
-    Completion, ListCompletionsRequest, SetAchievementStorageRequest, WatchCompletionsRequest,
-    watch_completions_response::Event,
+    Completion, ListCompletionsRequest, SetAchievementStorageRequest,
+    StreamSetAchievementStorageRequest, WatchCompletionsRequest,
+    stream_set_achievement_storage_response::Outcome, watch_completions_response::Event,
 };
 use support::{CompletionClient, PATIENCE, Server, StorageClient, accolade, delta, get, text};
 use tokio::{
-    sync::{Barrier, Mutex, watch},
+    sync::{Barrier, Mutex, mpsc, watch},
     task::JoinSet,
 };
+use tokio_stream::wrappers::ReceiverStream;
 
 const WRITERS: usize = 8;
 const SUBSCRIBERS: usize = 2;
 const PLAYERS_PER_CYCLE: usize = 6;
 const NODES: usize = 40;
 const TARGET: i64 = 3;
+const STREAM_SETS: usize = 6;
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// What the writers were told: player and node → version → request id.
@@ -67,7 +70,7 @@ async fn main() {
         subscribers.spawn(subscribe(addresses.clone(), seen.clone()));
     }
 
-    let mut unanswered: Vec<Option<SetAchievementStorageRequest>> = vec![None; WRITERS];
+    let mut unanswered: Vec<Vec<SetAchievementStorageRequest>> = vec![Vec::new(); WRITERS];
     let mut slowest_open = Duration::ZERO;
     for cycle in 0..cycles {
         let start = Instant::now();
@@ -85,7 +88,7 @@ async fn main() {
         let mut writers = JoinSet::new();
         for (writer, lost) in unanswered.iter_mut().enumerate() {
             let client = server.storage().await;
-            let (told, retried, lost) = (told.clone(), retried.clone(), lost.take());
+            let (told, retried, lost) = (told.clone(), retried.clone(), std::mem::take(lost));
             writers.spawn(write(client, cycle, writer, lost, retried, told));
         }
         retried.wait().await;
@@ -132,34 +135,74 @@ async fn main() {
     println!("\n1 passed, 0 failed");
 }
 
-/// Sets until the server dies; gives back the request whose answer was lost.
+/// Sets until the server dies; gives back the requests whose answers were lost.
 async fn write(
     mut client: StorageClient,
     cycle: usize,
     writer: usize,
-    lost: Option<SetAchievementStorageRequest>,
+    lost: Vec<SetAchievementStorageRequest>,
     retried: Arc<Barrier>,
     told: Arc<Mutex<Told>>,
-) -> (usize, Option<SetAchievementStorageRequest>) {
-    if let Some(request) = lost {
+) -> (usize, Vec<SetAchievementStorageRequest>) {
+    for request in lost {
         let done = send(&mut client, &request, &told).await;
         assert!(done, "nobody kills the server before the retries are done");
     }
     retried.wait().await;
-    for n in 0..1_000_000u32 {
+    let requests = (0..1_000_000u32).map(|n| {
         let player = format!("{cycle}-{}", fastrand::usize(..PLAYERS_PER_CYCLE));
         let node = format!("n{}", fastrand::usize(..NODES));
-        let request = SetAchievementStorageRequest {
+        SetAchievementStorageRequest {
             // Some say what they expect, and are often wrong.
             expected_version: (n % 3 == 0).then(|| fastrand::i64(0..TARGET)),
             request_id: format!("{cycle}-{writer}-{n}"),
             ..delta("t", &player, &node, 1)
-        };
+        }
+    });
+    if writer % 2 == 0 {
+        return (writer, stream(client, requests, &told).await);
+    }
+    for request in requests {
         if !send(&mut client, &request, &told).await {
-            return (writer, Some(request));
+            return (writer, vec![request]);
         }
     }
-    (writer, None)
+    (writer, Vec::new())
+}
+
+/// Keeps sets under way on one stream until the server dies; gives back those without an answer, in
+/// the order they were sent.
+async fn stream(
+    mut client: StorageClient,
+    mut requests: impl Iterator<Item = SetAchievementStorageRequest>,
+    told: &Mutex<Told>,
+) -> Vec<SetAchievementStorageRequest> {
+    let (sender, queue) = mpsc::channel(STREAM_SETS);
+    let mut under_way = BTreeMap::new();
+    let mut next = |under_way: &mut BTreeMap<u64, _>| {
+        let (tag, set) = (under_way.keys().next_back().map_or(0, |last| last + 1), requests.next());
+        under_way.extend(set.clone().map(|set| (tag, set)));
+        let request = StreamSetAchievementStorageRequest { tag, set };
+        sender.try_send(request).is_ok()
+    };
+    for _ in 0..STREAM_SETS {
+        next(&mut under_way);
+    }
+    let opened = client.stream_set_achievement_storage(ReceiverStream::new(queue));
+    if let Ok(Ok(answers)) = tokio::time::timeout(DEADLINE, opened).await {
+        let mut answers = answers.into_inner();
+        let mut answer =
+            async || tokio::time::timeout(DEADLINE, answers.message()).await.ok()?.ok()?;
+        while let Some(answer) = answer().await {
+            let Some(Outcome::Response(response)) = answer.outcome else {
+                panic!("{answer:?}");
+            };
+            let request = under_way.remove(&answer.tag).expect("a set is answered once");
+            record(&mut *told.lock().await, &request, &response);
+            next(&mut under_way);
+        }
+    }
+    under_way.into_values().collect()
 }
 
 /// False where the answer was lost.

@@ -91,8 +91,9 @@ pub async fn closed_loop<C: Caller>(callers: Vec<C>, time: Duration) -> Result<M
     Ok(Measured { rate: latency.len() as f64 / measured.as_secs_f64(), latency })
 }
 
-/// Questions come at a fixed rate, whether or not earlier ones are answered; the time of each
-/// counts from when it was due, so that a stall is seen by every question it kept waiting.
+/// Questions come at a fixed rate, whether or not earlier ones are answered. The time of one that
+/// had to wait for an earlier answer of its caller counts from when it was due, so that a stall is
+/// seen by every question it kept waiting; of the others, from when the timer let it go.
 pub async fn open_loop<C: Caller>(
     callers: Vec<C>,
     rate: f64,
@@ -107,10 +108,12 @@ pub async fn open_loop<C: Caller>(
         tasks.spawn(async move {
             let mut latency = histogram();
             while due < start + time {
+                let is_late = Instant::now() > due;
                 tokio::time::sleep_until(due.into()).await;
+                let asked = if is_late { due } else { Instant::now() };
                 caller.call().await?;
                 if due > start + time / 4 {
-                    latency.saturating_record(micros(due.elapsed()));
+                    latency.saturating_record(micros(asked.elapsed()));
                 }
                 due += interval;
             }

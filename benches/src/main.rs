@@ -14,7 +14,7 @@ mod watch;
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 
 use load::Result;
@@ -48,9 +48,19 @@ struct Args {
     /// Where to write the figures as JSON
     #[arg(long)]
     json: Option<PathBuf>,
-    /// `echo`: be the bare tonic server
-    #[arg(hide = true)]
-    role: Option<String>,
+    /// What this process is for the one that measures
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+/// A process beside the one that measures.
+#[derive(Subcommand)]
+#[command(hide = true)]
+enum Role {
+    /// The bare tonic server
+    Echo,
+    /// Subscribers of a server
+    Subscribers { url: String, count: usize },
 }
 
 /// A part of the run.
@@ -74,8 +84,10 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: Args) -> Result<()> {
-    if args.role.is_some() {
-        return echo::serve().await;
+    match args.role {
+        Some(Role::Echo) => return echo::serve().await,
+        Some(Role::Subscribers { url, count }) => return watch::subscribe_many(&url, count).await,
+        None => {}
     }
     let dir = tempfile::Builder::new().prefix("accolade-bench-").tempdir_in(&args.dir)?;
     // PostgreSQL runs as a user of its own, who must get through to its folder.

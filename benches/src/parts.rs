@@ -220,12 +220,12 @@ pub async fn watch(
     let crowded = "Set p99, 1,000 live and one stalled subscriber";
     for _ in 0..rounds {
         report.add(alone, MICROS, mixed_p99(stage, time).await?);
-        let mut live = Subscribers::open(&stage.accolade.url, SUBSCRIBERS).await?;
+        let live = Process::subscribers(&stage.accolade.url, SUBSCRIBERS).await?;
         // Never read from again: its window fills, and then the server must do without it.
         let stalled = watch::follow(connect(&stage.accolade.url).await?).await?;
         report.add(crowded, MICROS, mixed_p99(stage, time).await?);
-        live.check()?;
         drop(stalled);
+        live.kill().await?;
     }
     report.ratio(crowded, alone, AtMost(1.2));
 

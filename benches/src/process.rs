@@ -40,6 +40,12 @@ impl Process {
         Self::announced(Command::new(std::env::current_exe()?).arg("echo")).await
     }
 
+    /// Subscribers in a process of their own, as other servers would be; all of them are open.
+    pub async fn subscribers(url: &str, count: usize) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        Self::announced(command.args(["subscribers", url, &count.to_string()])).await
+    }
+
     /// Our server, from the same folder as this program.
     pub async fn accolade(data: &Path, catalog: &Path, args: &[&str]) -> Result<Self> {
         let binary = std::env::current_exe()?.with_file_name("accolade");

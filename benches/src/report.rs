@@ -32,11 +32,6 @@ impl Report {
         self.figures.entry(name).or_insert_with(|| (unit, Vec::new())).1.push(value);
     }
 
-    pub fn median(&self, name: &str) -> Option<f64> {
-        let (_, values) = self.figures.get(name)?;
-        Some(median(values))
-    }
-
     /// Compares a figure with another. Both were taken in the same rounds, one after the other, so
     /// the ratio of each round is taken, and the median of those: a slow minute of the machine is
     /// in both. Where one is missing there is no ratio.

@@ -62,6 +62,16 @@ impl Subscribers {
     }
 }
 
+/// Opens subscriptions, says so, and follows them until the process is killed.
+pub async fn subscribe_many(url: &str, count: usize) -> Result<()> {
+    let mut open = Subscribers::open(url, count).await?;
+    println!("{count} subscribers of {url}");
+    match open.tasks.join_next().await {
+        Some(ended) => ended?,
+        None => Ok(()),
+    }
+}
+
 async fn subscribe(
     channel: Channel,
     received: Arc<AtomicU64>,

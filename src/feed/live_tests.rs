@@ -20,8 +20,8 @@ async fn complete(store: &dyn Store, n: usize) -> Cursor {
     store.apply(update).await.unwrap().outcomes[0].1.clone().unwrap()
 }
 
-/// Follows until the last completion is there; `pause` is what the subscriber takes for each.
-async fn follow(live: Live<Cursor>, after: Start, last: Cursor, pause: Duration) -> Vec<Cursor> {
+/// Follows until `count` completions are there; `pause` is what the subscriber takes for each.
+async fn follow(live: Live<Cursor>, after: Start, count: usize, pause: Duration) -> Vec<Cursor> {
     let request = WatchRequest {
         title: title("t"),
         after,
@@ -31,7 +31,7 @@ async fn follow(live: Live<Cursor>, after: Start, last: Cursor, pause: Duration)
     let events = live.watch(request, CancellationToken::new());
     tokio::pin!(events);
     let mut cursors = Vec::new();
-    while cursors.last() != Some(&last) {
+    while cursors.len() < count {
         if let FeedEvent::Completion(cursor) = events.next().await.unwrap().unwrap() {
             cursors.push(cursor);
             if !pause.is_zero() {
@@ -46,39 +46,26 @@ async fn follow(live: Live<Cursor>, after: Start, last: Cursor, pause: Duration)
 async fn whoever_joins_at_any_time_gets_each_completion_once_and_in_order() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(TestClock::at(1000)));
     let live = Live::new(store.clone(), |completion| completion.cursor.clone());
-    // Cursors are the same in every store of this id: the last one is known from a first store.
-    let (tell_last, last) = tokio::sync::watch::channel(None);
     let mut subscribers = JoinSet::new();
-    let mut cursors = Vec::new();
+    let mut cursors: Vec<Cursor> = Vec::new();
     for n in 0..COMPLETIONS {
         if n % 100 == 0 {
-            let (live, mut last, joined) = (live.clone(), last.clone(), cursors.len());
-            let after = cursors.last().cloned().map_or(Start::Oldest, Start::After);
-            // Some begin far back, and some cannot keep up with the live end.
-            let (after, skipped) = match n % 300 {
-                0 => (Start::Oldest, 0),
-                _ => (after, joined),
+            // Some begin far back; some are too slow for the live end.
+            let (after, known) = match cursors.last() {
+                Some(last) if n % 300 != 0 => (Start::After(last.clone()), n),
+                _ => (Start::Oldest, 0),
             };
             let pause = Duration::from_micros(if n % 700 == 0 { 500 } else { 0 });
-            subscribers.spawn(async move {
-                let last = last.wait_for(Option::is_some).await.unwrap().clone().unwrap();
-                (skipped, follow(live, after, last, pause).await)
-            });
+            let following = follow(live.clone(), after, COMPLETIONS - known, pause);
+            subscribers.spawn(async move { (known, following.await) });
         }
         cursors.push(complete(&*store, n).await);
-        if n == COMPLETIONS / 2 {
-            // From here on they run beside the writer: the last cursor is foretold.
-            tell_last.send_replace(Some(foretell_last().await));
-        }
-        if n % 50 == 0 {
-            tokio::task::yield_now().await;
-        }
+        tokio::task::yield_now().await;
     }
     let mut count = 0;
     while let Some(done) = subscribers.join_next().await {
-        let (skipped, got) = done.unwrap();
-        assert_eq!(got.len(), cursors.len() - skipped);
-        assert_eq!(got, cursors[skipped..]);
+        let (known, got) = done.unwrap();
+        assert_eq!(got, cursors[known..]);
         count += 1;
     }
     assert_eq!(count, COMPLETIONS / 100);

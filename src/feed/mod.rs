@@ -12,3 +12,6 @@ pub use live::Live;
 pub use page::{Page, PageRequest, page};
 pub use retention::{RetentionRule, retain};
 pub use watch::{FeedEvent, Start, WatchError, WatchRequest};
+
+#[cfg(test)]
+mod live_tests;

@@ -77,8 +77,8 @@ pub(super) fn missing(field: &str) -> Status {
 
 /// The server stops while a caller sends.
 pub(super) fn draining() -> Status {
-    let message = "the server is stopping; send what has no answer again, with the same request_id, \
-                   to a server that runs";
+    let message = "the server is stopping; send what has no answer again, with the same \
+                   request_id, to a server that runs";
     refusal(Code::Unavailable, "DRAINING", message)
 }
 

@@ -24,7 +24,7 @@ use crate::{
         self, achievement_storage_service_server::AchievementStorageService, node_update,
         set_achievement_storage_request as set,
     },
-    store::{Applied, Store},
+    store::{Answered, Store},
 };
 
 /// See the module.
@@ -74,11 +74,8 @@ impl StorageApi {
         Ok(stored.catalog)
     }
 
-    async fn apply(
-        &self,
-        parsed: Parsed,
-        prefix: fn(usize) -> String,
-    ) -> Result<(Vec<Arc<Node>>, Applied), Status> {
+    /// Gives updates their place in the store; the nodes are theirs, in order.
+    async fn submit(&self, parsed: Parsed) -> Result<(Vec<Arc<Node>>, Answered), Status> {
         let Parsed { key, request_id, updates } = parsed;
         let catalog = self.catalog(&key.title)?;
         let updates: Result<Vec<_>, _> = updates
@@ -90,31 +87,39 @@ impl StorageApi {
             .collect();
         let update = PlayerUpdate { key, request_id, updates: updates? };
         let nodes = update.updates.iter().map(|item| item.node.clone()).collect();
-        let applied = self.store.apply(update).await;
-        Ok((nodes, applied.map_err(|error| status::from_apply(error, prefix))?))
+        let answered = self.store.submit(update).await;
+        Ok((nodes, answered.map_err(status::from_store)?))
     }
 
-    /// One set, on its own or of a stream.
+    /// One set, on its own or of a stream: it has its place in the store when this returns, and the
+    /// future that it gives ends with the answer.
     pub(super) async fn set(
         &self,
         request: v1::SetAchievementStorageRequest,
-    ) -> Result<v1::SetAchievementStorageResponse, Status> {
+    ) -> Result<
+        impl Future<Output = Result<v1::SetAchievementStorageResponse, Status>> + use<>,
+        Status,
+    > {
         let parsed = self.parse_set(&request)?;
         drop(request);
-        let (nodes, applied) = self.apply(parsed, |_| String::new()).await?;
-        let result = nodes.iter().zip(applied.outcomes).next();
-        let (node, (outcome, cursor)) = result.expect("one update has one outcome");
-        let result = node_result(node, &outcome, cursor);
-        Ok(v1::SetAchievementStorageResponse {
-            code: result.code,
-            message: wire::message(result.code),
-            details: String::new(),
-            entity: result.entity,
-            updated: result.updated,
-            changed: result.changed,
-            newly_completed: result.newly_completed,
-            replayed: applied.replayed,
-            cursor: result.cursor,
+        let (nodes, answered) = self.submit(parsed).await?;
+        Ok(async move {
+            let applied = answered.await;
+            let applied = applied.map_err(|error| status::from_apply(error, |_| String::new()))?;
+            let result = nodes.iter().zip(applied.outcomes).next();
+            let (node, (outcome, cursor)) = result.expect("one update has one outcome");
+            let result = node_result(node, &outcome, cursor);
+            Ok(v1::SetAchievementStorageResponse {
+                code: result.code,
+                message: wire::message(result.code),
+                details: String::new(),
+                entity: result.entity,
+                updated: result.updated,
+                changed: result.changed,
+                newly_completed: result.newly_completed,
+                replayed: applied.replayed,
+                cursor: result.cursor,
+            })
         })
     }
 
@@ -238,7 +243,7 @@ impl AchievementStorageService for StorageApi {
         &self,
         request: Request<v1::SetAchievementStorageRequest>,
     ) -> Result<Response<v1::SetAchievementStorageResponse>, Status> {
-        self.set(request.into_inner()).await.map(Response::new)
+        self.set(request.into_inner()).await?.await.map(Response::new)
     }
 
     type StreamSetAchievementStorageStream =
@@ -258,7 +263,9 @@ impl AchievementStorageService for StorageApi {
         request: Request<v1::BatchSetAchievementStorageRequest>,
     ) -> Result<Response<v1::BatchSetAchievementStorageResponse>, Status> {
         let parsed = self.parse_batch(request.get_ref())?;
-        let (nodes, applied) = self.apply(parsed, update_prefix).await?;
+        let (nodes, answered) = self.submit(parsed).await?;
+        let applied = answered.await;
+        let applied = applied.map_err(|error| status::from_apply(error, update_prefix))?;
         let pairs = nodes.iter().zip(applied.outcomes);
         let results: Vec<_> =
             pairs.map(|(node, (outcome, cursor))| node_result(node, &outcome, cursor)).collect();

@@ -24,8 +24,6 @@ pub(super) fn stream_set(
     try_stream! {
         let drained = drain.cancelled_owned();
         tokio::pin!(drained);
-        // Futures are first polled in the order they are pushed, which is what keeps the sets in
-        // order on their way to the store.
         let mut under_way = FuturesUnordered::new();
         let mut end = None;
         loop {
@@ -33,7 +31,8 @@ pub(super) fn stream_set(
                 biased;
                 request = requests.next(), if end.is_none() && under_way.len() < limit => {
                     match request {
-                        Some(Ok(request)) => under_way.push(answer(&api, request)),
+                        // Each set has its place in the store before the next is looked at.
+                        Some(Ok(request)) => under_way.push(take(&api, request).await),
                         Some(Err(status)) => end = Some(Err(explain(status))),
                         None => end = Some(Ok(())),
                     }
@@ -49,20 +48,27 @@ pub(super) fn stream_set(
     }
 }
 
-async fn answer(
+/// Gives a set its place; the future that comes back ends with its answer.
+async fn take(
     api: &StorageApi,
     request: StreamSetAchievementStorageRequest,
-) -> StreamSetAchievementStorageResponse {
+) -> impl Future<Output = StreamSetAchievementStorageResponse> + use<> {
     let StreamSetAchievementStorageRequest { tag, set } = request;
-    let outcome = match set {
+    let taken = match set {
         Some(set) => api.set(set).await,
         None => Err(status::missing("set")),
     };
-    let outcome = match outcome {
-        Ok(response) => Outcome::Response(response),
-        Err(status) => Outcome::Status(to_message(&status)),
-    };
-    StreamSetAchievementStorageResponse { tag, outcome: Some(outcome) }
+    async move {
+        let outcome = match taken {
+            Ok(answered) => answered.await,
+            Err(status) => Err(status),
+        };
+        let outcome = match outcome {
+            Ok(response) => Outcome::Response(response),
+            Err(status) => Outcome::Status(to_message(&status)),
+        };
+        StreamSetAchievementStorageResponse { tag, outcome: Some(outcome) }
+    }
 }
 
 /// Every status of this API carries itself, encoded, as its details.

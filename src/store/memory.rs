@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    Applied, ApplyError, CatalogError, FeedBounds, FeedError, Retention, Store, StoreError,
-    StoreHealth, StoredCatalog, TITLES_MAX, cursor::CursorCodec,
+    Answered, Applied, ApplyError, CatalogError, FeedBounds, FeedError, Retention, Store,
+    StoreError, StoreHealth, StoredCatalog, TITLES_MAX, cursor::CursorCodec,
 };
 use crate::{
     clock::Clock,
@@ -74,11 +74,8 @@ impl MemoryStore {
             inner: Mutex::default(),
         }
     }
-}
 
-#[async_trait]
-impl Store for MemoryStore {
-    async fn apply(&self, update: PlayerUpdate) -> Result<Applied, ApplyError> {
+    fn apply_now(&self, update: &PlayerUpdate) -> Result<Applied, ApplyError> {
         let title = update.key.title.clone();
         let mut inner = self.inner.lock();
         let Inner { records, feeds, .. } = &mut *inner;
@@ -91,7 +88,7 @@ impl Store for MemoryStore {
         let (before, sequences): (Vec<Record>, Vec<u64>) = stored.unzip();
         let feed = feeds.entry(title.clone()).or_default();
         let now = self.clock.now().max(feed.newest_completed_at);
-        let ruling = decide(&update, &before, now)?;
+        let ruling = decide(update, &before, now)?;
 
         let mut outcomes = Vec::new();
         let items = update.updates.iter().zip(keys).zip(sequences);
@@ -119,6 +116,15 @@ impl Store for MemoryStore {
             outcomes.push((outcome, cursor));
         }
         Ok(Applied { replayed: ruling.replayed, outcomes })
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError> {
+        let (answer, answered) = Answered::new();
+        let _ = answer.send(self.apply_now(&update));
+        Ok(answered)
     }
 
     async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {

@@ -6,11 +6,17 @@ mod cursor;
 mod memory;
 pub mod sled;
 
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use async_trait::async_trait;
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::domain::{
     Catalog, Completion, Cursor, EpochSeconds, NodeId, Outcome, PlayerKey, PlayerUpdate, Refusal,
@@ -28,7 +34,13 @@ pub const TITLES_MAX: usize = 1000;
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Judges and stores one player's updates, all or none ([`crate::domain::decide`]).
-    async fn apply(&self, update: PlayerUpdate) -> Result<Applied, ApplyError>;
+    async fn apply(&self, update: PlayerUpdate) -> Result<Applied, ApplyError> {
+        self.submit(update).await?.await
+    }
+
+    /// The first half of [`Store::apply`]: the update has its place in the order of all updates when
+    /// this returns, and is applied whether or not somebody waits for the answer.
+    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError>;
 
     /// All records of one player in the order of their ids' bytes, as of one moment.
     async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError>;
@@ -73,6 +85,10 @@ pub trait Store: Send + Sync + 'static {
     /// Whether the store still takes updates, and when it stopped.
     fn health(&self) -> watch::Receiver<StoreHealth>;
 }
+
+/// An update that has its place; ends with what became of it.
+#[derive(Debug)]
+pub struct Answered(oneshot::Receiver<Result<Applied, ApplyError>>);
 
 /// What an update did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,6 +217,23 @@ pub enum CatalogError {
     /// The store could not.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl Answered {
+    fn new() -> (oneshot::Sender<Result<Applied, ApplyError>>, Self) {
+        let (answer, answered) = oneshot::channel();
+        (answer, Self(answered))
+    }
+}
+
+impl Future for Answered {
+    type Output = Result<Applied, ApplyError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // The other end is dropped unused only where the store has stopped.
+        let answer = Pin::new(&mut self.0).poll(context);
+        answer.map(|answer| answer.unwrap_or(Err(StoreError::Poisoned.into())))
+    }
 }
 
 impl Retention {

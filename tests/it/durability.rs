@@ -8,7 +8,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use accolade::proto::v1::SetAchievementStorageRequest;
+use accolade::proto::v1::{
+    SetAchievementStorageRequest, StreamSetAchievementStorageRequest,
+    stream_set_achievement_storage_response::Outcome,
+};
 
 use crate::support::{BINARY, Server, delta, set};
 
@@ -57,13 +60,26 @@ async fn no_answer_leaves_before_fdatasync_of_its_group() {
     for caller in 0..6 {
         let mut client = server.storage().await;
         tasks.spawn(async move {
-            for n in (caller..SETS).step_by(6) {
-                let request = SetAchievementStorageRequest {
-                    extra: Some(token(n)),
-                    expected_version: Some(0),
-                    ..delta("t", &format!("player-{n}"), "n", 1)
-                };
-                set(&mut client, request).await;
+            let requests = (caller..SETS).step_by(6).map(|n| SetAchievementStorageRequest {
+                extra: Some(token(n)),
+                expected_version: Some(0),
+                ..delta("t", &format!("player-{n}"), "n", 1)
+            });
+            // Half of them each on its own, half of them on streams.
+            if caller % 2 == 0 {
+                for request in requests {
+                    set(&mut client, request).await;
+                }
+            } else {
+                let tagged = (0..)
+                    .zip(requests)
+                    .map(|(tag, set)| StreamSetAchievementStorageRequest { tag, set: Some(set) });
+                let stream = tokio_stream::iter(tagged.collect::<Vec<_>>());
+                let answers = client.stream_set_achievement_storage(stream).await.unwrap();
+                let mut answers = answers.into_inner();
+                while let Some(answer) = answers.message().await.unwrap() {
+                    assert!(matches!(answer.outcome, Some(Outcome::Response(_))), "{answer:?}");
+                }
             }
         });
     }
@@ -117,9 +133,18 @@ fn calls(trace: &str) -> Vec<Call<'_>> {
             Some(resumed) => resumed.split(' ').next().unwrap_or_default(),
             None => rest.split('(').next().unwrap_or_default(),
         };
-        calls.push(Call { name, text, begin, end: at });
+        calls.push(Call { name, text: join_buffers(&text), begin, end: at });
     }
     calls
+}
+
+/// A text that writev sends may be cut anywhere between two buffers; here it is whole again.
+fn join_buffers(text: &str) -> String {
+    let mut pieces = text.split("\", iov_len=");
+    let first = pieces.next().unwrap_or_default().to_owned();
+    pieces.fold(first, |joined, piece| {
+        joined + piece.split_once("{iov_base=\"").map_or(piece, |(_, rest)| rest)
+    })
 }
 
 /// Tells how many answers were found in order; panics at the first that was not.
@@ -159,6 +184,9 @@ fn the_audit_notices_an_answer_that_leaves_too_early() {
     let synced = "1 fdatasync(7</x/store/db>) = 0";
     let sent = r#"2 writev(9<TCP:[1->2]>, [{iov_base="..token-000000-.."}], 1) = 9"#;
     assert_eq!(audit(&[written, synced, sent].join("\n"), 1), 1);
+    let cut =
+        r#"2 writev(9<TCP:[1->2]>, [{iov_base="..toke", iov_len=6}, {iov_base="n-000000-"}])"#;
+    assert_eq!(audit(&[written, synced, cut].join("\n"), 1), 1);
     let early = [written, sent, synced].join("\n");
     assert!(std::panic::catch_unwind(|| audit(&early, 1)).is_err());
     let unfinished = [

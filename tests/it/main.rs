@@ -11,4 +11,5 @@ mod documents;
 mod durability;
 mod lifecycle;
 mod story;
+mod stream_set;
 mod watch;

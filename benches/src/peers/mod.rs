@@ -29,7 +29,10 @@ pub async fn start(dir: &Path, records: usize) -> Vec<(&'static str, Peer)> {
     let mut peers = Vec::new();
     let mut add = |name, started: Result<Peer>| match started {
         Ok(peer) => peers.push((name, peer)),
-        Err(error) => eprintln!("{name} is left out: {error}"),
+        Err(error) => match error.source() {
+            Some(cause) => eprintln!("{name} is left out: {error}: {cause}"),
+            None => eprintln!("{name} is left out: {error}"),
+        },
     };
     add("etcd", Etcd::start(&dir.join("etcd"), records).await.map(Peer::Etcd));
     add("redis", Redis::start(&dir.join("redis"), records).await.map(Peer::Redis));

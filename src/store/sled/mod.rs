@@ -46,8 +46,8 @@ use self::{
     watchdog::{COMMIT_TIME_MAX, Stopwatch},
 };
 use super::{
-    Applied, ApplyError, CatalogError, FeedBounds, FeedError, Retention, Store, StoreError,
-    StoreHealth, StoredCatalog, cursor::CursorCodec,
+    Answered, CatalogError, FeedBounds, FeedError, Retention, Store, StoreError, StoreHealth,
+    StoredCatalog, cursor::CursorCodec,
 };
 use crate::{
     clock::Clock,
@@ -159,18 +159,22 @@ impl SledStore {
         Self { view, feeds, cursors, health, jobs, threads, counting, _lock: opened.lock }
     }
 
-    /// Hands a job to the committer and waits for its answer. Whoever stops waiting does not stop
-    /// the job.
-    async fn submit<T>(
-        &self,
-        job: impl FnOnce(oneshot::Sender<T>) -> Job,
-    ) -> Result<T, StoreError> {
-        let (answer, answered) = oneshot::channel();
+    /// Hands a job to the committer. Whoever stops waiting afterwards does not stop the job.
+    async fn queue(&self, job: Job) -> Result<(), StoreError> {
         let jobs = self.jobs.as_ref().ok_or(StoreError::Poisoned)?;
         if *self.health.borrow() == StoreHealth::Poisoned {
             return Err(StoreError::Poisoned);
         }
-        jobs.send(job(answer)).await.map_err(|_| StoreError::Poisoned)?;
+        jobs.send(job).await.map_err(|_| StoreError::Poisoned)
+    }
+
+    /// Has the committer do a job, and waits for its answer.
+    async fn commit<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<T>) -> Job,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.queue(job(answer)).await?;
         answered.await.map_err(|_| StoreError::Poisoned)
     }
 
@@ -199,8 +203,10 @@ impl Drop for SledStore {
 
 #[async_trait]
 impl Store for SledStore {
-    async fn apply(&self, update: PlayerUpdate) -> Result<Applied, ApplyError> {
-        self.submit(|answer| Job::Apply(update, answer)).await?
+    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError> {
+        let (answer, answered) = Answered::new();
+        self.queue(Job::Apply(update, answer)).await?;
+        Ok(answered)
     }
 
     async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
@@ -261,7 +267,7 @@ impl Store for SledStore {
 
     async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError> {
         let title = title.clone();
-        self.submit(|answer| Job::Trim(title, keep, answer)).await?
+        self.commit(|answer| Job::Trim(title, keep, answer)).await?
     }
 
     async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {
@@ -275,7 +281,7 @@ impl Store for SledStore {
         catalog: Arc<Catalog>,
     ) -> Result<StoredCatalog, CatalogError> {
         let title = title.clone();
-        self.submit(|answer| Job::ReplaceCatalog(title, expected, catalog, answer)).await?
+        self.commit(|answer| Job::ReplaceCatalog(title, expected, catalog, answer)).await?
     }
 
     async fn count_players(
