@@ -8,16 +8,17 @@ PROTOS := $(wildcard proto/accolade/v1/*.proto)
 CARGO  := cargo --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help test check unit integration crash clients soak tools clean
+.PHONY: help test check unit integration crash clients soak bench bench-unary bench-stream \
+	bench-latency bench-watch bench-scale tools clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 test: check unit integration crash clients ## Install the test tools and pass every test
 
 check: tools ## Format, lints, and the protocol files' own rules
-	cargo fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
+	cargo fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(BIN)/buf format proto -d --exit-code
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against proto/released.binpb
@@ -37,6 +38,16 @@ clients: tools ## grpcurl, grpcio and the commands in the README, against the re
 
 soak: ## The crash test at its nightly size
 	ACCOLADE_CRASH_CYCLES=2000 $(CARGO) test --test crash
+
+# Databases to compare with come from Debian: etcd-server redis-server postgresql. Those that are not
+# installed are left out. BENCH passes options on, such as BENCH="--rounds 9 --seconds 4".
+bench: ## How fast, beside bare tonic, bare sled and other databases; writes bench.json
+	$(CARGO) build --release -p accolade -p accolade-bench
+	target/release/accolade-bench --dir target --json bench.json $(BENCH)
+
+bench-unary bench-stream bench-latency bench-watch bench-scale: bench-%: ## One part of it
+	$(CARGO) build --release -p accolade -p accolade-bench
+	target/release/accolade-bench --dir target --part $* $(BENCH)
 
 tools: $(TOOLS)/installed $(STUBS)/generated
 

@@ -91,8 +91,9 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "cache_bytes",
         "BYTES",
-        "268435456",
-        "Page cache of the store; the process takes 2 to 2.5 times this. 1048576 to 2^40",
+        "805306368",
+        "Memory for the store's caches, filled as records are used: 3/4 for sled's pages, 1/4 for \
+         players; the process takes up to 3 times this. 1048576 to 2^40",
     ),
     setting(
         "keepalive_interval_seconds",

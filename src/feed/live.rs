@@ -5,7 +5,13 @@
 //! that does not keep up loses its place in the live end, and reads the store again from its own
 //! cursor: memory is bounded, and nobody waits for it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -15,11 +21,16 @@ use crate::{
     store::{FeedError, Store},
 };
 
-/// Batches kept for subscribers that are a little behind.
-const BATCHES: usize = 64;
+/// Batches kept for subscribers that are a little behind; one that everybody has is not kept. A
+/// batch holds at most a page of the store (1 MiB) and its messages.
+const BATCHES: usize = 32;
 
 /// Most completions of one batch.
-const BATCH_COMPLETIONS: usize = 256;
+const BATCH_COMPLETIONS: usize = 128;
+
+/// Subscribers of a title are woken in so many parts, one after the other: between two of them the
+/// runtime gets to other work, so that a set need not wait until all subscribers have been served.
+const PARTS: usize = 16;
 
 /// A completion, and what is sent for it.
 #[derive(Debug)]
@@ -43,7 +54,38 @@ pub struct Live<T> {
     titles: Arc<Mutex<Titles<T>>>,
 }
 
-type Titles<T> = HashMap<Title, broadcast::Sender<Arc<Batch<T>>>>;
+type Titles<T> = HashMap<Title, Arc<Ring<T>>>;
+
+/// The live end of one title.
+struct Ring<T> {
+    parts: [broadcast::Sender<Arc<Batch<T>>>; PARTS],
+    /// Counts who has joined, to fill the parts alike.
+    joined: AtomicUsize,
+}
+
+impl<T> Ring<T> {
+    fn new() -> Self {
+        let parts = std::array::from_fn(|_| broadcast::Sender::new(BATCHES));
+        Self { parts, joined: AtomicUsize::new(0) }
+    }
+
+    fn join(&self) -> broadcast::Receiver<Arc<Batch<T>>> {
+        self.parts[self.joined.fetch_add(1, Ordering::Relaxed) % PARTS].subscribe()
+    }
+
+    async fn send(&self, batch: Batch<T>) {
+        let batch = Arc::new(batch);
+        for part in &self.parts {
+            if part.send(batch.clone()).is_ok() {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    fn has_subscribers(&self) -> bool {
+        self.parts.iter().any(|part| part.receiver_count() > 0)
+    }
+}
 
 // === impl Live ===
 
@@ -67,28 +109,24 @@ impl<T: Send + Sync + 'static> Live<T> {
         &self,
         title: &Title,
     ) -> Result<broadcast::Receiver<Arc<Batch<T>>>, FeedError> {
-        if let Some(live) = self.titles.lock().get(title) {
-            return Ok(live.subscribe());
+        if let Some(ring) = self.titles.lock().get(title) {
+            return Ok(ring.join());
         }
         let newest = self.store.feed_bounds(title).await?.newest;
         let mut titles = self.titles.lock();
-        if let Some(live) = titles.get(title) {
-            return Ok(live.subscribe());
+        if let Some(ring) = titles.get(title) {
+            return Ok(ring.join());
         }
-        let (live, receiver) = broadcast::channel(BATCHES);
-        titles.insert(title.clone(), live.clone());
-        tokio::spawn(self.clone().follow(title.clone(), newest, live));
+        let ring = Arc::new(Ring::new());
+        let receiver = ring.join();
+        titles.insert(title.clone(), ring.clone());
+        tokio::spawn(self.clone().follow(title.clone(), newest, ring));
         Ok(receiver)
     }
 
     /// Reads a feed from `cursor` on for as long as somebody listens. Where it cannot go on, the
     /// subscribers notice by the end of the batches, and find out why by reading themselves.
-    async fn follow(
-        self,
-        title: Title,
-        mut cursor: Cursor,
-        live: broadcast::Sender<Arc<Batch<T>>>,
-    ) {
+    async fn follow(self, title: Title, mut cursor: Cursor, ring: Arc<Ring<T>>) {
         let mut changes = self.store.feed_changes(&title);
         loop {
             changes.borrow_and_update();
@@ -99,12 +137,12 @@ impl<T: Send + Sync + 'static> Live<T> {
                 let after = std::mem::replace(&mut cursor, last.cursor.clone());
                 let ready = |completion| Ready { message: (self.prepare)(&completion), completion };
                 let completions = page.into_iter().map(ready).collect();
-                let _ = live.send(Arc::new(Batch { after, completions }));
+                ring.send(Batch { after, completions }).await;
             } else if changes.changed().await.is_err() {
                 break;
             }
             let mut titles = self.titles.lock();
-            if live.receiver_count() == 0 {
+            if !ring.has_subscribers() {
                 titles.remove(&title);
                 return;
             }

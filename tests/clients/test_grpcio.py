@@ -141,3 +141,24 @@ def test_reflection_v1_answers_the_same(channel):
     answers = call(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=30)
     names = {service.name for service in next(answers).list_services_response.service}
     assert "accolade.v1.CompletionService" in names
+
+
+def test_a_stream_answers_each_set_under_its_tag(channel):
+    storage = storage_pb2_grpc.AchievementStorageServiceStub(channel)
+    sets = [
+        update("8", "hunter_of_beasts", delta=1),
+        update("8", "no-such-node", delta=1),
+        update("8", "hunter_of_beasts", delta=1, expected_version=7),
+    ]
+    requests = (
+        storage_pb2.StreamSetAchievementStorageRequest(tag=tag, set=each)
+        for tag, each in enumerate(sets)
+    )
+    stream = storage.StreamSetAchievementStorage(requests, timeout=30)
+    answers = {answer.tag: answer for answer in stream}
+    assert answers[0].response.changed and answers[0].response.updated.progress == 1
+    assert answers[1].status.code == grpc.StatusCode.NOT_FOUND.value[0]
+    assert [detail.type_url.split("/")[-1] for detail in answers[1].status.details] == [
+        "google.rpc.ErrorInfo"
+    ]
+    assert answers[2].response.code == 5

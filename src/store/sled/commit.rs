@@ -325,6 +325,10 @@ impl Committer {
         if bytes == 0 && answers.is_empty() {
             return;
         }
+        if *self.health.borrow() == StoreHealth::Poisoned {
+            answers.into_iter().for_each(|answer| answer.send(Err(StoreError::Poisoned)));
+            return;
+        }
         self.unanswered.lock().push_back(answers);
         let mut extended = Vec::with_capacity(feeds.len());
         for (title, (feed, ends)) in feeds {

@@ -86,7 +86,8 @@ pub struct SledStore {
 impl SledStore {
     /// Opens a data folder, or makes it; reads all of it once to see that it is sound.
     ///
-    /// sled keeps `cache_bytes` of pages in memory, and takes 2 to 2.5 times that in all.
+    /// Of `cache_bytes`, sled keeps three quarters of pages in memory, and players' records take the
+    /// rest; what is around them makes up to 3 times that.
     ///
     /// # Errors
     ///

@@ -90,7 +90,7 @@ struct ByBytes;
 
 impl Weighter<PlayerKey, Cached> for ByBytes {
     fn weight(&self, player: &PlayerKey, cached: &Cached) -> u64 {
-        // Allocations and their headers, measured.
+        // Estimates: values, allocations and their headers, the place in the cache.
         const PLAYER: usize = 200;
         const RECORD: usize = 260;
         const REMEMBERED: usize = 120;
