@@ -159,7 +159,7 @@ async fn write(
             ..delta("t", &player, &node, 1)
         }
     });
-    if writer % 2 == 0 {
+    if writer.is_multiple_of(2) {
         return (writer, stream(client, requests, &told).await);
     }
     for request in requests {

@@ -1,6 +1,8 @@
 //! How fast Accolade is, beside bare tonic, bare sled, and other databases on the same work, all in
 //! one run. `make bench` runs it; README.md says how to read what it prints.
 
+#![allow(clippy::cast_precision_loss, reason = "counts and times are far below 2^53")]
+
 mod echo;
 mod grpc;
 mod load;

@@ -61,7 +61,9 @@ impl Report {
         text += "\n| compared | value | goal | reached |\n|---|---|---|---|\n";
         for Ratio { name, goal, value } in &self.ratios {
             let reached = if goal.holds(*value) { "yes" } else { "no" };
-            text += &format!("| {name} | {value:.2} | {} | {reached} |\n", goal.text());
+            let goal = goal.text();
+            let line = format!("| {name} | {value:.2} | {goal} | {reached} |\n");
+            text += &line;
         }
         text
     }

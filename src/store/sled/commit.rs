@@ -326,7 +326,9 @@ impl Committer {
             return;
         }
         if *self.health.borrow() == StoreHealth::Poisoned {
-            answers.into_iter().for_each(|answer| answer.send(Err(StoreError::Poisoned)));
+            for answer in answers {
+                answer.send(Err(StoreError::Poisoned));
+            }
             return;
         }
         self.unanswered.lock().push_back(answers);

@@ -6,6 +6,7 @@ use std::{fs, sync::mpsc as std_mpsc, time::Duration};
 use super::{bounds::GROUP_BYTES_MAX, *};
 use crate::{
     domain::{Change, EpochSeconds, Verdict},
+    store::ApplyError,
     testing::{TestClock, Update, catalog, player, title},
 };
 
