@@ -4,9 +4,10 @@
 //! are 1, 2, 3, …, each completion is in the feed once, and every subscriber sees the same feed.
 //!
 //! Method: 8 writers add to records that several of them share, each set under a request id of its
-//! own; half of them one set at a time, half of them many at once on a stream. A writer whose answer was lost in a kill asks again, under the same id, as soon as the
-//! server is back; so in the end every version of every record was told to somebody, and the told
-//! versions can be compared with the stored ones. 2 subscribers resume from their cursors.
+//! own; half of them one set at a time, half of them many at once on a stream. A writer whose
+//! answer was lost in a kill asks again, under the same id, as soon as the server is back; so in
+//! the end every version of every record was told to somebody, and the told versions can be
+//! compared with the stored ones. 2 subscribers resume from their cursors.
 //!
 //! `ACCOLADE_CRASH_CYCLES` sets the number of kills; 100 unless given.
 

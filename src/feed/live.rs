@@ -1,9 +1,9 @@
 //! The live end of feeds: what completes is read once, made ready to send once, and handed to every
 //! subscriber of the title from memory.
 //!
-//! A subscriber reads the store until it has caught up and goes on with the live end from there. One
-//! that does not keep up loses its place in the live end, and reads the store again from its own
-//! cursor: memory is bounded, and nobody waits for it.
+//! A subscriber reads the store until it has caught up and goes on with the live end from there.
+//! One that does not keep up loses its place in the live end, and reads the store again from its
+//! own cursor: memory is bounded, and nobody waits for it.
 
 use std::{
     collections::HashMap,

@@ -230,8 +230,8 @@ enum Next<T> {
     Silence,
 }
 
-/// How many completions of a batch are at or before a cursor that the subscriber has reached; `None`
-/// where the whole batch is.
+/// How many completions of a batch are at or before a cursor that the subscriber has reached;
+/// `None` where the whole batch is.
 fn known<T>(batch: &Batch<T>, cursor: &Cursor) -> Option<usize> {
     if batch.after == *cursor {
         return Some(0);

@@ -5,7 +5,7 @@ use futures_util::stream::FuturesUnordered;
 use prost::Message;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 use super::{StorageApi, status};
 use crate::proto::v1::{
@@ -17,7 +17,7 @@ use crate::proto::v1::{
 /// under way. Sets reach the store in the order they came.
 pub(super) fn stream_set(
     api: StorageApi,
-    mut requests: impl Stream<Item = Result<StreamSetAchievementStorageRequest, Status>> + Send + Unpin,
+    mut requests: Streaming<StreamSetAchievementStorageRequest>,
     limit: usize,
     drain: CancellationToken,
 ) -> impl Stream<Item = Result<StreamSetAchievementStorageResponse, Status>> + Send {

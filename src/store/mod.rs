@@ -38,8 +38,8 @@ pub trait Store: Send + Sync + 'static {
         self.submit(update).await?.await
     }
 
-    /// The first half of [`Store::apply`]: the update has its place in the order of all updates when
-    /// this returns, and is applied whether or not somebody waits for the answer.
+    /// The first half of [`Store::apply`]: the update has its place in the order of all updates
+    /// when this returns, and is applied whether or not somebody waits for the answer.
     async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError>;
 
     /// All records of one player in the order of their ids' bytes, as of one moment.

@@ -21,8 +21,8 @@ pub(super) const ENTRY_BYTES_MAX: usize = 80 << 10;
 /// Largest sum of keys and values of one commit group: an eighth of a segment.
 pub(super) const GROUP_BYTES_MAX: usize = SEGMENT_BYTES / 8;
 
-/// Updates of one commit group where a sync is short: so few that another group is at work while one
-/// is synced, so many that what a group costs by itself is small beside them.
+/// Updates of one commit group where a sync is short: so few that another group is at work while
+/// one is synced, so many that what a group costs by itself is small beside them.
 pub(super) const GROUP_JOBS_MIN: usize = 64;
 
 /// Most updates of one commit group, however long a sync takes; keeps the wait of the first short.

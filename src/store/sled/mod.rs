@@ -86,8 +86,8 @@ pub struct SledStore {
 impl SledStore {
     /// Opens a data folder, or makes it; reads all of it once to see that it is sound.
     ///
-    /// Of `cache_bytes`, sled keeps three quarters of pages in memory, and players' records take the
-    /// rest; what is around them makes up to 3 times that.
+    /// Of `cache_bytes`, sled keeps three quarters of pages in memory, and players' records take
+    /// the rest; what is around them makes up to 3 times that.
     ///
     /// # Errors
     ///

@@ -163,8 +163,8 @@ impl DurableView {
     }
 
     /// A record with every change that is announced; `None` where it does not exist. For the
-    /// committer: it reads the tree, and nothing must be applied meanwhile. A player who writes will
-    /// write again, so all records are read at once.
+    /// committer: it reads the tree, and nothing must be applied meanwhile. A player who writes
+    /// will write again, so all records are read at once.
     pub(super) fn applied(
         &self,
         player: &PlayerKey,
