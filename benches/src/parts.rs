@@ -132,13 +132,7 @@ pub async fn stream(stage: &Stage, time: Duration, report: &mut Report) -> Resul
 }
 
 pub fn compare(report: &mut Report) {
-    for in_flight in IN_FLIGHT {
-        let goal = AtLeast(0.90);
-        let (ours, bare) = ("accolade Get", "tonic echo of Get");
-        if in_flight == 64 {
-            ratio(report, ours, bare, in_flight, goal);
-        }
-    }
+    ratio(report, "accolade Get", "tonic echo of Get", 64, AtLeast(0.90));
     ratio(report, "accolade Set", "tonic echo of Set", 256, AtLeast(0.75));
     ratio(report, "accolade Set", "etcd", 64, AtLeast(6.0));
     ratio(report, "accolade Set", "postgresql", 64, AtLeast(2.0));
