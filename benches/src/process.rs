@@ -40,9 +40,11 @@ impl Process {
         Self::announced(Command::new(std::env::current_exe()?).arg("echo")).await
     }
 
-    /// Subscribers in a process of their own, as other servers would be; all of them are open.
+    /// Subscribers in a process of their own; all of them are open. They stand for machines of
+    /// their own, so they get only the time that nobody else here wants.
     pub async fn subscribers(url: &str, count: usize) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0"]).arg(std::env::current_exe()?);
         Self::announced(command.args(["subscribers", url, &count.to_string()])).await
     }
 

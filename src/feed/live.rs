@@ -5,13 +5,7 @@
 //! One that does not keep up loses its place in the live end, and reads the store again from its
 //! own cursor: memory is bounded, and nobody waits for it.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -28,9 +22,15 @@ pub(super) const BATCHES: usize = 32;
 /// Most completions of one batch.
 const BATCH_COMPLETIONS: usize = 128;
 
-/// Subscribers of a title are woken in so many parts, one after the other: between two of them the
-/// runtime gets to other work, so that a set need not wait until all subscribers have been served.
-const PARTS: usize = 16;
+/// Subscribers of a title are woken so many at a time: after each few the runtime gets to other
+/// work, so that a set need not wait until all subscribers have been served. Those who join one
+/// after the other are often of one connection, whose answers then leave together.
+const PART_SUBSCRIBERS: usize = 4;
+
+/// After each part of a batch of no more completions, the other threads get the processor too (the
+/// committer, and those that write for it): else each could wait until all subscribers have been
+/// served. In larger batches that would cost a tenth of the throughput.
+const GENTLE_COMPLETIONS_MAX: usize = 16;
 
 /// A completion, and what is sent for it.
 #[derive(Debug)]
@@ -58,32 +58,41 @@ type Titles<T> = HashMap<Title, Arc<Ring<T>>>;
 
 /// The live end of one title.
 struct Ring<T> {
-    parts: [broadcast::Sender<Arc<Batch<T>>>; PARTS],
-    /// Counts who has joined, to fill the parts alike.
-    joined: AtomicUsize,
+    /// Each of at most [`PART_SUBSCRIBERS`].
+    parts: Mutex<Vec<broadcast::Sender<Arc<Batch<T>>>>>,
 }
 
 impl<T> Ring<T> {
-    fn new() -> Self {
-        let parts = std::array::from_fn(|_| broadcast::Sender::new(BATCHES));
-        Self { parts, joined: AtomicUsize::new(0) }
-    }
-
     fn join(&self) -> broadcast::Receiver<Arc<Batch<T>>> {
-        self.parts[self.joined.fetch_add(1, Ordering::Relaxed) % PARTS].subscribe()
+        let mut parts = self.parts.lock();
+        let has_room = |part: &&broadcast::Sender<_>| part.receiver_count() < PART_SUBSCRIBERS;
+        if let Some(part) = parts.iter().find(has_room) {
+            return part.subscribe();
+        }
+        let (part, receiver) = broadcast::channel(BATCHES);
+        parts.push(part);
+        receiver
     }
 
     async fn send(&self, batch: Batch<T>) {
+        let is_gentle = batch.completions.len() <= GENTLE_COMPLETIONS_MAX;
         let batch = Arc::new(batch);
-        for part in &self.parts {
+        let parts = self.parts.lock().clone();
+        for part in parts {
             if part.send(batch.clone()).is_ok() {
                 tokio::task::yield_now().await;
+                if is_gentle {
+                    std::thread::yield_now();
+                }
             }
         }
     }
 
+    /// Forgets parts that everybody has left; tells whether anybody is there.
     fn has_subscribers(&self) -> bool {
-        self.parts.iter().any(|part| part.receiver_count() > 0)
+        let mut parts = self.parts.lock();
+        parts.retain(|part| part.receiver_count() > 0);
+        !parts.is_empty()
     }
 }
 
@@ -117,7 +126,7 @@ impl<T: Send + Sync + 'static> Live<T> {
         if let Some(ring) = titles.get(title) {
             return Ok(ring.join());
         }
-        let ring = Arc::new(Ring::new());
+        let ring = Arc::new(Ring { parts: Mutex::default() });
         let receiver = ring.join();
         titles.insert(title.clone(), ring.clone());
         tokio::spawn(self.clone().follow(title.clone(), newest, ring));
