@@ -5,12 +5,18 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     env, fmt, fs,
     net::SocketAddr,
+    num::NonZeroU32,
     path::PathBuf,
     str::FromStr,
     time::Duration,
 };
 
-use crate::{domain::Title, feed::RetentionRule, store::sled::EXTRA_BYTES_MAX};
+use crate::{
+    access::{BYTES_PER_SECOND_MIN, Quota, REQUESTS_PER_SECOND_MIN},
+    domain::Title,
+    feed::RetentionRule,
+    store::sled::EXTRA_BYTES_MAX,
+};
 
 /// A set without its extra: four ids and a few numbers.
 const REQUEST_WITHOUT_EXTRA_BYTES: usize = 1024;
@@ -48,6 +54,33 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "Catalogue of a title, read again when it changes: .toml, .json, NodeSetting.csv or a \
          customAchievements folder; may be given more than once (environment: separated by `;`)",
+    ),
+    setting(
+        "tls_certificate",
+        "FILE",
+        "",
+        "The server's certificate chain (PEM), read again when it changes; with it, connections \
+         must use TLS",
+    ),
+    setting("tls_key", "FILE", "", "The certificate's private key (PEM)"),
+    setting(
+        "tls_client_ca",
+        "FILE",
+        "",
+        "Authorities of clients (PEM): only clients with a certificate of theirs may connect",
+    ),
+    setting(
+        "tokens",
+        "FILE",
+        "",
+        "Tokens and what each allows (TOML), read again when it changes; with it, every request \
+         needs a token. `accolade token` makes one",
+    ),
+    setting(
+        "admin_listen",
+        "ADDR",
+        "",
+        "Address for metrics and probes (HTTP: /metrics, /livez, /readyz); without it, none",
     ),
     setting("insecure", "BOOL", "false", "Allow listening beyond this machine without TLS"),
     setting("reflection", "BOOL", "true", "Answer gRPC reflection, which grpcurl needs"),
@@ -107,6 +140,26 @@ pub const SETTINGS: &[Setting] = &[
         "10",
         "Time for the answer to a probe before the connection is closed; 1 to 600",
     ),
+    setting("connections_max", "COUNT", "4096", "Connections open at once; 1 to 1000000"),
+    setting(
+        "connections_per_address_max",
+        "COUNT",
+        "1024",
+        "Connections of one address (IPv6: of one /64 network) open at once; 1 to 1000000",
+    ),
+    setting(
+        "title_requests_per_second_max",
+        "COUNT",
+        "0",
+        "Requests of one title, each update of a batch or stream counted; 100 or more, 0: no limit",
+    ),
+    setting(
+        "title_request_bytes_per_second_max",
+        "BYTES",
+        "0",
+        "Bytes of one title's request messages; 4194304 or more, 0: no limit",
+    ),
+    setting("title_streams_max", "COUNT", "0", "Watches of one title open at once; 0: no limit"),
     setting(
         "streams_per_connection_max",
         "COUNT",
@@ -120,10 +173,10 @@ pub const SETTINGS: &[Setting] = &[
         "Sets of one StreamSetAchievementStorage under way before it is read further; 1 to 65536",
     ),
     setting(
-        "catalog_poll_seconds",
+        "reload_poll_seconds",
         "SECONDS",
         "1",
-        "How often catalogue files are looked at for changes; 1 to 3600",
+        "How often catalogues, tokens and certificates are looked at for changes; 1 to 3600",
     ),
     setting("log_format", "human|json", "human", "Format of the log on standard error"),
     setting("log_filter", "FILTER", "info", "What is logged, as tracing's EnvFilter reads it"),
@@ -136,6 +189,9 @@ pub struct Settings {
     pub listen: SocketAddr,
     pub data: PathBuf,
     pub catalogs: BTreeMap<Title, PathBuf>,
+    pub tls: Option<TlsFiles>,
+    pub tokens: Option<PathBuf>,
+    pub admin_listen: Option<SocketAddr>,
     pub reflection: bool,
     pub extra_bytes_max: usize,
     pub request_bytes_max: usize,
@@ -146,11 +202,25 @@ pub struct Settings {
     pub cache_bytes: u64,
     pub keepalive_interval: Duration,
     pub keepalive_timeout: Duration,
+    pub connections_max: usize,
+    pub connections_per_address_max: usize,
+    pub title_quota: Quota,
     pub streams_per_connection_max: u32,
     pub stream_sets_max: usize,
-    pub catalog_poll: Duration,
+    pub reload_poll: Duration,
     pub log_format: LogFormat,
     pub log_filter: String,
+}
+
+/// Where the certificates are; all are PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and those between it and its authority.
+    pub certificate: PathBuf,
+    /// The certificate's private key.
+    pub key: PathBuf,
+    /// Authorities of clients: only clients with a certificate of theirs may connect.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// How the log looks.
@@ -200,9 +270,19 @@ impl Settings {
         let listen = values.get("listen", "an address such as 127.0.0.1:50151", str::parse);
         let insecure = values.flag("insecure");
         let listen: SocketAddr = listen.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
-        if !listen.ip().is_loopback() && insecure == Some(false) {
+        let tls = values.tls();
+        if !listen.ip().is_loopback() && tls.is_none() && insecure == Some(false) {
             values.mistakes.push(format!(
-                "`listen` is {listen}, which other machines reach, without TLS; listen on \
+                "`listen` is {listen}, which other machines reach, without TLS; give it \
+                 `tls_certificate` and `tls_key`, listen on 127.0.0.1, or say `insecure`"
+            ));
+        }
+        let admin_listen = values.optional("admin_listen", "an address such as 127.0.0.1:50152");
+        if let Some(admin) = admin_listen.filter(|admin: &SocketAddr| !admin.ip().is_loopback())
+            && insecure == Some(false)
+        {
+            values.mistakes.push(format!(
+                "`admin_listen` is {admin}, which other machines reach, and has no TLS; listen on \
                  127.0.0.1, or say `insecure`"
             ));
         }
@@ -217,6 +297,9 @@ impl Settings {
                 .get("data", "a folder", |text| Ok::<_, fmt::Error>(text.into()))
                 .unwrap_or_default(),
             catalogs: values.catalogs(),
+            tls,
+            tokens: values.optional("tokens", "a file"),
+            admin_listen,
             reflection: values.flag("reflection").unwrap_or_default(),
             extra_bytes_max: values.size("extra_bytes_max", 0..=extra_max),
             request_bytes_max: values.size("request_bytes_max", 4096..=1 << 20),
@@ -227,11 +310,20 @@ impl Settings {
             cache_bytes: values.number("cache_bytes", 1 << 20..=1 << 40).unwrap_or_default(),
             keepalive_interval: values.seconds("keepalive_interval_seconds", 1..=3600),
             keepalive_timeout: values.seconds("keepalive_timeout_seconds", 1..=600),
+            connections_max: values.size("connections_max", 1..=1_000_000),
+            connections_per_address_max: values.size("connections_per_address_max", 1..=1_000_000),
+            title_quota: Quota {
+                requests_per_second: values
+                    .quota("title_requests_per_second_max", REQUESTS_PER_SECOND_MIN),
+                request_bytes_per_second: values
+                    .quota("title_request_bytes_per_second_max", BYTES_PER_SECOND_MIN),
+                streams_max: values.quota("title_streams_max", 1),
+            },
             streams_per_connection_max: values
                 .number("streams_per_connection_max", 1..=65536)
                 .map_or(1, |count| u32::try_from(count).unwrap_or(u32::MAX)),
             stream_sets_max: values.size("stream_sets_max", 1..=65536),
-            catalog_poll: values.seconds("catalog_poll_seconds", 1..=3600),
+            reload_poll: values.seconds("reload_poll_seconds", 1..=3600),
             log_format: values
                 .get("log_format", "human or json", LogFormat::from_str)
                 .unwrap_or(LogFormat::Human),
@@ -379,6 +471,37 @@ impl Values<'_> {
 
     fn seconds(&mut self, key: &str, range: std::ops::RangeInclusive<u64>) -> Duration {
         Duration::from_secs(self.number(key, range).unwrap_or_default())
+    }
+
+    /// A value that need not be there.
+    fn optional<T: FromStr>(&mut self, key: &str, expected: &str) -> Option<T> {
+        match self.texts(key).pop().unwrap_or_default().as_str() {
+            "" => None,
+            _ => self.get(key, expected, str::parse),
+        }
+    }
+
+    /// At least `least`, or 0, which stands for no limit.
+    fn quota(&mut self, key: &str, least: u32) -> Option<NonZeroU32> {
+        let expected = format!("{least} to {}, or 0 for no limit", u32::MAX);
+        let number = self.get(key, &expected, |text| {
+            text.parse::<u32>().ok().filter(|number| *number == 0 || *number >= least).ok_or(())
+        });
+        NonZeroU32::new(number?)
+    }
+
+    fn tls(&mut self) -> Option<TlsFiles> {
+        let [certificate, key, client_ca] =
+            ["tls_certificate", "tls_key", "tls_client_ca"].map(|key| self.optional(key, "a file"));
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_ca }),
+            (None, None) if client_ca.is_none() => None,
+            _ => {
+                let mistake = "TLS needs both `tls_certificate` and `tls_key`";
+                self.mistakes.push(mistake.to_owned());
+                None
+            }
+        }
     }
 
     fn catalogs(&mut self) -> BTreeMap<Title, PathBuf> {

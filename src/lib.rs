@@ -1,5 +1,6 @@
 //! Accolade: achievement progress with versions, and a durable stream of completions, over gRPC.
 
+pub mod access;
 /// Catalogue files in, one live catalogue a title out.
 pub mod catalog;
 /// The command line.
@@ -10,6 +11,7 @@ pub mod config;
 pub mod domain;
 /// Following and reading the feed of completions.
 pub mod feed;
+pub mod metrics;
 /// Generated from `proto/`: the API, and the rows on disk.
 pub mod proto;
 /// What listens, within which limits, and how it stops.

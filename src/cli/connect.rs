@@ -1,10 +1,15 @@
 //! Reaching a server.
 
-use std::time::Duration;
+use std::{fs, path::PathBuf, time::Duration};
 
 use clap::Args;
 use thiserror::Error;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for an answer, or for a stream to begin.
@@ -12,16 +17,45 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where the server is.
+/// Where the server is, and how to get in.
 #[derive(Debug, Clone, Args)]
 pub(super) struct ServerArgs {
     /// Where the server listens
     #[arg(
         long,
         value_name = "URL",
-        help = "Address of the server [default: http://127.0.0.1:50151, env: ACCOLADE_SERVER]"
+        help = "Address of the server, https:// with TLS [default: http://127.0.0.1:50151, env: \
+                ACCOLADE_SERVER]"
     )]
     server: Option<String>,
+    /// File that holds the token [env: `ACCOLADE_TOKEN`, the token itself]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Authority of the server's certificate (PEM); needed for https://
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Certificate of this client (PEM), where the server asks for one
+    #[arg(long, value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+}
+
+/// A connection on which every request carries the token, if there is one.
+pub(super) type Connection = InterceptedService<Channel, Authorization>;
+
+/// See [`Connection`].
+#[derive(Clone)]
+pub(super) struct Authorization(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Authorization {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
 }
 
 /// Why the server cannot be reached.
@@ -31,29 +65,89 @@ pub enum ConnectError {
     /// The address is malformed.
     #[error("`{0}` is no address of a server; pass one such as http://127.0.0.1:50151")]
     BadAddress(String),
+    /// A file cannot be read.
+    #[error("`{}` cannot be read: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {0}; for https:// pass the authority as --ca")]
+    Tls(String),
+    /// The token is no token.
+    #[error("the token has characters that no token has; give it as `accolade token` printed it")]
+    BadToken,
     /// Nobody answers there.
-    #[error("no server answers at {0}; start one with `accolade serve`, or pass --server")]
-    Unreachable(String),
+    #[error(
+        "no server answers at {url} ({cause}); start one with `accolade serve`, or pass --server"
+    )]
+    Unreachable {
+        /// Where.
+        url: String,
+        /// What went wrong.
+        cause: String,
+    },
 }
 
 impl ServerArgs {
-    pub(super) fn endpoint(&self) -> Result<(String, Endpoint), ConnectError> {
+    pub(super) async fn connect(&self) -> Result<Connection, ConnectError> {
         let from_environment = || std::env::var("ACCOLADE_SERVER").ok();
         let default = || "http://127.0.0.1:50151".to_owned();
         let url = self.server.clone().or_else(from_environment).unwrap_or_else(default);
         let endpoint = Endpoint::from_shared(url.clone());
-        let endpoint = endpoint.map_err(|_| ConnectError::BadAddress(url.clone()))?;
-        let endpoint = endpoint
+        let mut endpoint = endpoint
+            .map_err(|_| ConnectError::BadAddress(url.clone()))?
             .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        Ok((url, endpoint))
+        if url.starts_with("https:") {
+            let tls = endpoint.tls_config(self.tls()?);
+            endpoint = tls.map_err(|error| ConnectError::Tls(with_causes(&error)))?;
+        }
+        let authorization = self.authorization()?;
+        let channel = endpoint.connect().await;
+        let channel = channel
+            .map_err(|error| ConnectError::Unreachable { url, cause: with_causes(&error) })?;
+        Ok(InterceptedService::new(channel, authorization))
     }
 
-    pub(super) async fn connect(&self) -> Result<Channel, ConnectError> {
-        let (url, endpoint) = self.endpoint()?;
-        let endpoint = endpoint.timeout(ANSWER_TIMEOUT);
-        endpoint.connect().await.map_err(|_| ConnectError::Unreachable(url))
+    fn tls(&self) -> Result<ClientTlsConfig, ConnectError> {
+        let mut tls = ClientTlsConfig::new();
+        if let Some(path) = &self.ca {
+            tls = tls.ca_certificate(Certificate::from_pem(read(path)?));
+        }
+        if let (Some(certificate), Some(key)) = (&self.certificate, &self.key) {
+            tls = tls.identity(Identity::from_pem(read(certificate)?, read(key)?));
+        }
+        Ok(tls)
     }
+
+    fn authorization(&self) -> Result<Authorization, ConnectError> {
+        let token = match &self.token_file {
+            Some(path) => Some(read(path)?),
+            None => std::env::var("ACCOLADE_TOKEN").ok(),
+        };
+        let value = token.map(|token| format!("Bearer {}", token.trim()).parse());
+        let mut value: Option<MetadataValue<Ascii>> =
+            value.transpose().map_err(|_| ConnectError::BadToken)?;
+        if let Some(value) = &mut value {
+            value.set_sensitive(true);
+        }
+        Ok(Authorization(value))
+    }
+}
+
+fn read(path: &PathBuf) -> Result<String, ConnectError> {
+    let path = path.clone();
+    fs::read_to_string(&path).map_err(|source| ConnectError::File { path, source })
+}
+
+/// An error and what it came from, on one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -6,6 +6,7 @@ mod offline;
 mod print;
 mod records;
 mod serve;
+mod token;
 mod watch;
 
 use std::process::ExitCode;
@@ -48,6 +49,8 @@ enum Command {
     /// Apply, show or list catalogues
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
+    /// Make a token, and the entry for the server's file of tokens
+    Token(token::TokenArgs),
     /// Read a whole data folder and check it; no server may have it open. sled may cut a torn log
     /// when it opens one: verify a copy where that matters
     Verify(offline::VerifyArgs),
@@ -88,7 +91,9 @@ impl CliError {
             Self::Config(_)
             | Self::Usage(_)
             | Self::CatalogFile(_)
-            | Self::Serve(ServeError::CatalogFiles(_)) => ExitCode::from(EXIT_USAGE),
+            | Self::Serve(
+                ServeError::CatalogFiles(_) | ServeError::Tokens(_) | ServeError::Tls(_),
+            ) => ExitCode::from(EXIT_USAGE),
             _ => ExitCode::FAILURE,
         }
     }
@@ -133,6 +138,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Set(args) => records::set(args).await,
         Command::Watch(args) => watch::watch(args).await,
         Command::Catalog(command) => catalog::run(command).await,
+        Command::Token(args) => token::token(&args),
         Command::Verify(args) => offline::verify(&args),
     }
 }

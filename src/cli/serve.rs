@@ -10,7 +10,7 @@ use super::CliError;
 use crate::{
     catalog,
     config::{Layer, SETTINGS, Settings, environment_name},
-    server::{ServeError, Server},
+    server::{ServeError, Server, check_tls, read_tokens},
     telemetry,
 };
 
@@ -87,6 +87,13 @@ pub(super) async fn serve(args: ServeArgs) -> Result<ExitCode, CliError> {
 
 pub(super) fn check_config(args: ServeArgs) -> Result<ExitCode, CliError> {
     let settings = Settings::load(args.flags, args.config)?;
+    if let Some(files) = &settings.tls {
+        check_tls(files).map_err(ServeError::from)?;
+    }
+    if let Some(path) = &settings.tokens {
+        let tokens = read_tokens(path).map_err(ServeError::from)?;
+        println!("tokens: {}", tokens.count());
+    }
     let mut mistakes = Vec::new();
     for (title, path) in &settings.catalogs {
         match catalog::load(path) {

@@ -55,7 +55,7 @@ pub(super) async fn watch(args: WatchArgs) -> Result<ExitCode, CliError> {
         let before = cursor.clone();
         let status = match follow(&args, &mut cursor).await {
             Ok(status) => status,
-            Err(CliError::Connect(error @ ConnectError::Unreachable(_))) => {
+            Err(CliError::Connect(error @ ConnectError::Unreachable { .. })) => {
                 Status::unavailable(error.to_string())
             }
             Err(error) => return Err(error),

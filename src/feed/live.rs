@@ -5,13 +5,14 @@
 //! One that does not keep up loses its place in the live end, and reads the store again from its
 //! own cursor: memory is bounded, and nobody waits for it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::{
     domain::{Completion, Cursor, Title},
+    metrics::METRICS,
     store::{FeedError, Store},
 };
 
@@ -137,6 +138,7 @@ impl<T: Send + Sync + 'static> Live<T> {
     /// subscribers notice by the end of the batches, and find out why by reading themselves.
     async fn follow(self, title: Title, mut cursor: Cursor, ring: Arc<Ring<T>>) {
         let mut changes = self.store.feed_changes(&title);
+        let mut changed = Instant::now();
         loop {
             changes.borrow_and_update();
             let Ok(page) = self.store.completions(&title, &cursor, BATCH_COMPLETIONS).await else {
@@ -147,8 +149,11 @@ impl<T: Send + Sync + 'static> Live<T> {
                 let ready = |completion| Ready { message: (self.prepare)(&completion), completion };
                 let completions = page.into_iter().map(ready).collect();
                 ring.send(Batch { after, completions }).await;
+                METRICS.feed_lag(changed.elapsed());
             } else if changes.changed().await.is_err() {
                 break;
+            } else {
+                changed = Instant::now();
             }
             let mut titles = self.titles.lock();
             if !ring.has_subscribers() {

@@ -11,15 +11,21 @@ const GET: &str = "accolade.v1.AchievementStorageService/GetAchievementStorage";
 
 /// The text; its first line names the address and nothing else.
 pub(super) fn text(
+    scheme: &str,
     address: SocketAddr,
+    admin: Option<SocketAddr>,
     data: &Path,
     catalogs: &BTreeMap<Title, StoredCatalog>,
 ) -> String {
     let titles: Vec<_> = catalogs.keys().map(Title::as_str).take(10).collect();
     let (data, titles) = (data.display(), titles.join(", "));
     let mut text =
-        format!("accolade listens on http://{address}\n  data in {data}, titles: {titles}");
-    let first = catalogs.values().next();
+        format!("accolade listens on {scheme}://{address}\n  data in {data}, titles: {titles}");
+    if let Some(admin) = admin {
+        text += &format!("\n  metrics and probes on http://{admin}");
+    }
+    // A line to paste works where nothing but an address is needed.
+    let first = catalogs.values().next().filter(|_| scheme == "http");
     if let Some((title, node)) = first.and_then(|it| Some((&it.title, it.catalog.nodes().next()?)))
     {
         let (title, node) = (title.as_str(), node.definition().node_id().as_str());

@@ -1,20 +1,29 @@
 //! The server: what listens, within which limits, and how it stops.
 
+mod admin;
 mod announce;
+mod connections;
+mod files;
 mod refusals;
 mod reload;
+mod tls;
 
-use std::{io, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use thiserror::Error;
 use tokio::{net::TcpListener, task::JoinSet, time};
-use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::{Router, TcpIncoming};
+use tonic::transport::server::Router;
 use tonic_health::server::HealthReporter;
 
-use self::{refusals::RefusalsLayer, reload::CatalogFile};
+use self::{
+    connections::ConnectionLimits,
+    refusals::RefusalsLayer,
+    reload::{CatalogFile, TokensFile},
+    tls::Tls,
+};
 use crate::{
+    access::Access,
     catalog::{self, CatalogFileError, Catalogs},
     clock::{Clock, SystemClock},
     config::Settings,
@@ -34,7 +43,7 @@ use crate::{
             },
         },
     },
-    service::{CatalogApi, CompletionApi, StorageApi, StorageLimits},
+    service::{CatalogApi, CompletionApi, Doors, StorageApi, StorageLimits},
     store::{
         CatalogError, Store, StoreError, StoreHealth,
         sled::{OpenError, SledStore},
@@ -58,11 +67,13 @@ const PENDING_RESET_STREAMS_MAX: usize = 100;
 /// defence against provoked resets (CVE-2025-8671).
 const LOCAL_RESET_STREAMS_MAX: usize = 1024;
 
-/// How often an idle TCP connection is probed by the kernel.
-const TCP_KEEPALIVE: time::Duration = time::Duration::from_secs(60);
-
 /// How often the old ends of feeds are trimmed.
 const RETENTION_INTERVAL: time::Duration = time::Duration::from_secs(1);
+
+pub use self::{
+    reload::{TokensFileError, read_tokens},
+    tls::{TlsError, check as check_tls},
+};
 
 /// Why the server did not start or did not go on.
 #[derive(Debug, Error)]
@@ -80,11 +91,17 @@ pub enum ServeError {
     /// Catalogue files are wrong; all of them are named.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     CatalogFiles(Vec<CatalogFileError>),
+    /// Certificates cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The file of tokens is wrong.
+    #[error(transparent)]
+    Tokens(#[from] TokensFileError),
     /// The address could not be taken.
     #[error("cannot listen on {address}: {source}; pass another --listen")]
     Listen {
         /// The address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// What the system said.
         source: io::Error,
     },
@@ -99,7 +116,11 @@ pub struct Server {
     store: Arc<dyn Store>,
     catalogs: Catalogs,
     listener: TcpListener,
+    admin_listener: Option<TcpListener>,
+    access: Arc<Access>,
+    tls: Option<Arc<Tls>>,
     files: Vec<CatalogFile>,
+    tokens_file: Option<TokensFile>,
 }
 
 // === impl Server ===
@@ -111,6 +132,16 @@ impl Server {
     ///
     /// [`ServeError`], whose text says what to do.
     pub async fn open(settings: Settings) -> Result<Self, ServeError> {
+        // What can be wrong is looked at before the store is opened, which may take long.
+        let tls = settings.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+        let mut tokens_file = settings.tokens.clone().map(TokensFile::new);
+        let tokens = match &mut tokens_file {
+            Some(file) => Some(file.load().await?),
+            None => None,
+        };
+        let access = Arc::new(Access::new(tokens, settings.title_quota));
+        files::raise_limit(settings.connections_max);
+
         let (dir, cache_bytes) = (settings.data.clone(), settings.cache_bytes);
         let is_new = !dir.join("store").exists();
         let opening = tokio::task::spawn_blocking(move || {
@@ -143,23 +174,40 @@ impl Server {
         }
 
         let address = settings.listen;
-        let listener = TcpListener::bind(address).await;
-        let listener = listener.map_err(|source| ServeError::Listen { address, source })?;
+        let listener = listen(address).await?;
+        let admin_listener = match settings.admin_listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         tracing::info!(
             address = %listener.local_addr().unwrap_or(address),
             data = %settings.data.display(),
             titles = catalogs.all().len(),
             version = env!("CARGO_PKG_VERSION"),
+            tls = tls.is_some(),
+            tokens = tokens_file.is_some(),
             "listening"
         );
-        Ok(Self { settings, store, catalogs, listener, files })
+        Ok(Self {
+            settings,
+            store,
+            catalogs,
+            listener,
+            admin_listener,
+            access,
+            tls,
+            files,
+            tokens_file,
+        })
     }
 
     /// The text to print once the server listens: where, and what to try.
     #[must_use]
     pub fn announcement(&self) -> String {
         let address = self.listener.local_addr().unwrap_or(self.settings.listen);
-        announce::text(address, &self.settings.data, &self.catalogs.all())
+        let admin = self.admin_listener.as_ref().and_then(|it| it.local_addr().ok());
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        announce::text(scheme, address, admin, &self.settings.data, &self.catalogs.all())
     }
 
     /// Answers until `stop` is cancelled, then finishes what is open, within the time the settings
@@ -169,7 +217,8 @@ impl Server {
     ///
     /// [`ServeError::Transport`] where listening fails.
     pub async fn run(self, stop: CancellationToken) -> Result<bool, ServeError> {
-        let Self { settings, store, catalogs, listener, files } = self;
+        let Self { settings, store, catalogs, listener, admin_listener, .. } = self;
+        let Self { access, tls, files, tokens_file, .. } = self;
         let drain = CancellationToken::new();
         let (health, health_server) = tonic_health::server::health_reporter();
         report(&health, true).await;
@@ -177,18 +226,30 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(follow_health(store.clone(), health.clone()));
         tasks.spawn(trim_feeds(store.clone(), catalogs.clone(), settings.clone()));
-        tasks.spawn(reload::follow(files, catalogs.clone(), settings.catalog_poll));
+        let reloads =
+            reload::Reloads { files, catalogs: catalogs.clone(), tokens_file, tls: tls.clone() };
+        tasks.spawn(reloads.follow(access.clone(), settings.reload_poll));
+        if let Some(listener) = admin_listener {
+            tasks.spawn(admin::measure(settings.data.clone(), store.health()));
+            let serving = admin::serve(listener, store.health(), drain.clone());
+            tasks.spawn(async move {
+                if let Err(error) = serving.await {
+                    tracing::error!(%error, "metrics and probes are no longer served");
+                }
+            });
+        }
 
         let limits = StorageLimits {
             extra_bytes: settings.extra_bytes_max,
             response_bytes: settings.response_bytes_max,
             stream_sets: settings.stream_sets_max,
         };
-        let storage = StorageApi::new(store.clone(), catalogs.clone(), limits, drain.clone());
-        let completion = CompletionApi::new(store.clone(), catalogs.clone(), drain.clone());
         let from_files = settings.catalogs.keys().cloned().collect();
-        let catalog = CatalogApi::new(store, catalogs, from_files);
-        let router = transport(&settings)
+        let doors = Doors { access: access.clone(), catalogs, drain: drain.clone() };
+        let storage = StorageApi::new(store.clone(), doors.clone(), limits);
+        let completion = CompletionApi::new(store.clone(), doors.clone());
+        let catalog = CatalogApi::new(store, doors, from_files);
+        let router = transport(&settings, access)
             .add_service(
                 StorageServer::new(storage)
                     .max_decoding_message_size(settings.request_bytes_max)
@@ -207,7 +268,11 @@ impl Server {
             .add_service(health_server);
         let router = with_reflection(router, settings.reflection);
 
-        let incoming = incoming(listener);
+        let limits = ConnectionLimits {
+            all: settings.connections_max,
+            of_an_address: settings.connections_per_address_max,
+        };
+        let incoming = connections::accept(listener, limits, tls);
         let serving =
             router.serve_with_incoming_shutdown(incoming, drain.clone().cancelled_owned());
         let mut serving = std::pin::pin!(serving);
@@ -235,9 +300,9 @@ impl Server {
 
 type Layers = tower::layer::util::Stack<RefusalsLayer, tower::layer::util::Identity>;
 
-fn transport(settings: &Settings) -> tonic::transport::Server<Layers> {
+fn transport(settings: &Settings, access: Arc<Access>) -> tonic::transport::Server<Layers> {
     tonic::transport::Server::builder()
-        .layer(RefusalsLayer::new(settings.request_time_max))
+        .layer(RefusalsLayer::new(access, settings.request_time_max))
         .max_concurrent_streams(settings.streams_per_connection_max)
         .http2_keepalive_interval(Some(settings.keepalive_interval))
         .http2_keepalive_timeout(Some(settings.keepalive_timeout))
@@ -261,8 +326,9 @@ fn with_reflection(router: Router<Layers>, is_on: bool) -> Router<Layers> {
         .add_service(builder().build_v1alpha().expect(sound))
 }
 
-fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<tokio::net::TcpStream>> {
-    TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(TCP_KEEPALIVE))
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|source| ServeError::Listen { address, source })
 }
 
 async fn report(health: &HealthReporter, is_serving: bool) {

@@ -1,4 +1,5 @@
-//! Deadlines, and statuses that the transport makes by itself, in the words of this API.
+//! What every request goes through: who calls, by when it must be answered, how long it took; and
+//! statuses that the transport makes by itself are put in the words of this API.
 //!
 //! Every status that the services make carries `ErrorInfo`. One that does not was made by tonic:
 //! an undecodable message (INTERNAL there), one over the limit (OUT_OF_RANGE there), an unknown
@@ -8,34 +9,44 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use crate::service::{from_transport, refusal};
+use crate::{
+    access::Access,
+    metrics::METRICS,
+    service::{from_access, from_transport, refusal},
+};
 
 const GRPC_TIMEOUT_HEADER: &str = "grpc-timeout";
 
+/// Whoever may reach the server may ask whether it is well.
+const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
+
 /// Wraps the services.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RefusalsLayer {
+    access: Arc<Access>,
     request_time_max: Duration,
 }
 
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Refusals<S> {
     inner: S,
+    access: Arc<Access>,
     request_time_max: Duration,
 }
 
 impl RefusalsLayer {
-    pub(super) fn new(request_time_max: Duration) -> Self {
-        Self { request_time_max }
+    pub(super) fn new(access: Arc<Access>, request_time_max: Duration) -> Self {
+        Self { access, request_time_max }
     }
 }
 
@@ -43,7 +54,8 @@ impl<S> Layer<S> for RefusalsLayer {
     type Service = Refusals<S>;
 
     fn layer(&self, inner: S) -> Refusals<S> {
-        Refusals { inner, request_time_max: self.request_time_max }
+        let access = self.access.clone();
+        Refusals { inner, access, request_time_max: self.request_time_max }
     }
 }
 
@@ -60,7 +72,19 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let begun = Instant::now();
+        let method = request.uri().path().trim_start_matches('/').to_owned();
+        let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+        match self.access.authenticate(authorization) {
+            Ok(caller) => drop(request.extensions_mut().insert(caller)),
+            Err(_) if request.uri().path().starts_with(OPEN_TO_ALL) => {}
+            Err(error) => {
+                let refused = from_access(&error);
+                METRICS.request(&method, code_name(refused.code()), begun.elapsed());
+                return Box::pin(async move { Ok(refused.into_http()) });
+            }
+        }
         let asked = grpc_timeout(request.headers()).unwrap_or(Duration::MAX);
         let limit = asked.min(self.request_time_max);
         // A stream's answer is there as soon as its first headers are, so this bounds its start.
@@ -68,11 +92,38 @@ where
         // deadline too, around this layer and without a reason in its status.
         let answer = tokio::time::timeout(limit, self.inner.call(request));
         Box::pin(async move {
-            match answer.await {
+            let answer = match answer.await {
                 Ok(answer) => answer.map(explain),
                 Err(_) => Ok(deadline_exceeded().into_http()),
-            }
+            };
+            let status = answer.as_ref().ok().and_then(|it| Status::from_header_map(it.headers()));
+            let code = status.map_or(Code::Ok, |status| status.code());
+            METRICS.request(&method, code_name(code), begun.elapsed());
+            answer
         })
+    }
+}
+
+/// A code as gRPC spells it.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

@@ -1,4 +1,4 @@
-//! Catalogue files that are read again when they change.
+//! Files that are read again when they change: catalogues, tokens, certificates.
 //!
 //! Files are looked at, not watched: that works alike on every file system, on mounted volumes, and
 //! where a deployment swaps a symbolic link. A change is taken once it has stood still for one
@@ -7,32 +7,113 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use thiserror::Error;
 use tokio::{task::spawn_blocking, time};
 
+use super::tls::Tls;
 use crate::{
+    access::{Access, TokenError, Tokens},
     catalog::{self, Applied, CatalogFileError, Catalogs},
     domain::{Catalog, Title},
 };
 
-/// A title's file, and how it looked when it was last read.
-pub(super) struct CatalogFile {
-    title: Title,
-    path: PathBuf,
+/// Largest file of tokens.
+const TOKENS_BYTES_MAX: u64 = 4 << 20;
+
+/// Files, and how they looked when they were last read.
+struct Watched {
+    paths: Vec<PathBuf>,
     read: Looks,
     seen: Looks,
 }
 
-/// Names, sizes and times of a file or of all files of a folder.
+/// Names, sizes and times of files, and of all files of a folder.
 type Looks = Vec<(PathBuf, u64, Option<SystemTime>)>;
+
+/// A title's file.
+pub(super) struct CatalogFile {
+    title: Title,
+    path: PathBuf,
+    watched: Watched,
+}
+
+/// The file of tokens.
+pub(super) struct TokensFile {
+    path: PathBuf,
+    watched: Watched,
+}
+
+/// Why a file of tokens cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TokensFileError {
+    /// It cannot be read.
+    #[error("the file of tokens `{}` cannot be read: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is too large.
+    #[error("the file of tokens `{}` is larger than 4 MiB", .0.display())]
+    TooLarge(PathBuf),
+    /// Something in it is wrong.
+    #[error("the file of tokens `{}`:\n{source}", path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// Every mistake.
+        source: TokenError,
+    },
+}
+
+/// Everything that is read again while the server runs.
+pub(super) struct Reloads {
+    pub(super) files: Vec<CatalogFile>,
+    pub(super) catalogs: Catalogs,
+    pub(super) tokens_file: Option<TokensFile>,
+    pub(super) tls: Option<Arc<Tls>>,
+}
+
+// === impl Watched ===
+
+impl Watched {
+    fn new(paths: Vec<PathBuf>) -> Self {
+        Self { paths, read: Looks::new(), seen: Looks::new() }
+    }
+
+    /// To be called before reading.
+    async fn mark(&mut self) {
+        self.read = self.looks().await;
+        self.seen.clone_from(&self.read);
+    }
+
+    /// Whether a file has changed since it was read, and has stopped changing.
+    async fn has_changed(&mut self) -> bool {
+        let now = self.looks().await;
+        let stands_still = now == self.seen;
+        self.seen = now;
+        stands_still && self.seen != self.read
+    }
+
+    async fn looks(&self) -> Looks {
+        let paths = self.paths.clone();
+        let looked = spawn_blocking(move || paths.iter().flat_map(|path| looks(path)).collect());
+        looked.await.expect("looking at files does not panic")
+    }
+}
 
 // === impl CatalogFile ===
 
 impl CatalogFile {
     pub(super) fn new(title: Title, path: PathBuf) -> Self {
-        Self { title, path, read: Looks::new(), seen: Looks::new() }
+        let watched = Watched::new(vec![path.clone()]);
+        Self { title, path, watched }
     }
 
     pub(super) fn title(&self) -> &Title {
@@ -41,45 +122,94 @@ impl CatalogFile {
 
     /// Reads the file now.
     pub(super) async fn load(&mut self) -> Result<Catalog, CatalogFileError> {
+        self.watched.mark().await;
         let path = self.path.clone();
-        let work = spawn_blocking(move || (looks(&path), catalog::load(&path)));
-        let (looks, loaded) = work.await.expect("reading a catalogue does not panic");
-        self.read.clone_from(&looks);
-        self.seen = looks;
-        loaded
-    }
-
-    /// Whether the file has changed since it was read, and has stopped changing.
-    async fn has_changed(&mut self) -> bool {
-        let path = self.path.clone();
-        let Ok(now) = spawn_blocking(move || looks(&path)).await else { return false };
-        let stands_still = now == self.seen;
-        self.seen = now;
-        stands_still && self.seen != self.read
+        let loaded = spawn_blocking(move || catalog::load(&path)).await;
+        loaded.expect("reading a catalogue does not panic")
     }
 }
 
-/// Applies changed files for as long as the server runs. A file with mistakes is told of once, and
-/// the old catalogue stays.
-pub(super) async fn follow(mut files: Vec<CatalogFile>, catalogs: Catalogs, interval: Duration) {
-    loop {
-        time::sleep(interval).await;
-        for file in &mut files {
-            if !file.has_changed().await {
-                continue;
-            }
-            let catalog = match file.load().await {
-                Ok(catalog) => catalog,
-                Err(error) => {
-                    tracing::error!(%error, title = ?file.title, "the old catalogue stays");
-                    continue;
+// === impl TokensFile ===
+
+impl TokensFile {
+    pub(super) fn new(path: PathBuf) -> Self {
+        let watched = Watched::new(vec![path.clone()]);
+        Self { path, watched }
+    }
+
+    /// Reads the file now.
+    pub(super) async fn load(&mut self) -> Result<Tokens, TokensFileError> {
+        self.watched.mark().await;
+        let path = self.path.clone();
+        let read = spawn_blocking(move || read_tokens(&path)).await;
+        read.expect("reading tokens does not panic")
+    }
+}
+
+/// Reads a file of tokens.
+///
+/// # Errors
+///
+/// [`TokensFileError`] with every mistake.
+pub fn read_tokens(path: &Path) -> Result<Tokens, TokensFileError> {
+    let io = |source| TokensFileError::Io { path: path.to_owned(), source };
+    if fs::metadata(path).map_err(io)?.len() > TOKENS_BYTES_MAX {
+        return Err(TokensFileError::TooLarge(path.to_owned()));
+    }
+    let text = fs::read_to_string(path).map_err(io)?;
+    Tokens::parse(&text).map_err(|source| TokensFileError::Wrong { path: path.to_owned(), source })
+}
+
+// === impl Reloads ===
+
+impl Reloads {
+    /// Applies changed files for as long as the server runs. A file with mistakes is told of once,
+    /// and what was there before stays.
+    pub(super) async fn follow(mut self, access: Arc<Access>, interval: Duration) {
+        let paths = self.tls.iter().flat_map(|tls| tls.paths()).collect();
+        let mut certificates = Watched::new(paths);
+        certificates.mark().await;
+        loop {
+            time::sleep(interval).await;
+            for file in &mut self.files {
+                if file.watched.has_changed().await {
+                    reload_catalog(file, &self.catalogs).await;
                 }
-            };
-            match catalogs.apply(&file.title, catalog, None, false).await {
-                Ok(applied) => log(&file.title, &applied),
-                Err(error) => tracing::error!(%error, title = ?file.title, "catalogue not stored"),
+            }
+            if let Some(file) = &mut self.tokens_file
+                && file.watched.has_changed().await
+            {
+                match file.load().await {
+                    Ok(tokens) => {
+                        tracing::info!(tokens = tokens.count(), "tokens read again");
+                        access.replace(tokens);
+                    }
+                    Err(error) => tracing::error!(%error, "the old tokens stay"),
+                }
+            }
+            if let Some(tls) = &self.tls
+                && certificates.has_changed().await
+            {
+                certificates.mark().await;
+                match tls.reload() {
+                    Ok(()) => tracing::info!("certificates read again"),
+                    Err(error) => tracing::error!(%error, "the old certificates stay"),
+                }
             }
         }
+    }
+}
+
+async fn reload_catalog(file: &mut CatalogFile, catalogs: &Catalogs) {
+    let catalog = match file.load().await {
+        Ok(catalog) => catalog,
+        Err(error) => {
+            return tracing::error!(%error, title = ?file.title, "the old catalogue stays");
+        }
+    };
+    match catalogs.apply(&file.title, catalog, None, false).await {
+        Ok(applied) => log(&file.title, &applied),
+        Err(error) => tracing::error!(%error, title = ?file.title, "catalogue not stored"),
     }
 }
 

@@ -4,9 +4,13 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{parse::Fields, status, wire};
+use super::{
+    admit::{Doors, caller, cost},
+    parse::Fields,
+    status, wire,
+};
 use crate::{
-    catalog::Catalogs,
+    access::Scope,
     domain::{Catalog, NodeId, Title},
     proto::v1::{self, catalog_service_server::CatalogService},
     store::Store,
@@ -16,7 +20,7 @@ use crate::{
 #[derive(Clone)]
 pub struct CatalogApi {
     store: Arc<dyn Store>,
-    catalogs: Catalogs,
+    doors: Doors,
     /// Titles whose catalogue is read from a file, which nobody else may replace.
     from_files: Arc<BTreeSet<Title>>,
 }
@@ -26,8 +30,8 @@ pub struct CatalogApi {
 impl CatalogApi {
     /// Answers from these catalogues.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, catalogs: Catalogs, from_files: BTreeSet<Title>) -> Self {
-        Self { store, catalogs, from_files: Arc::new(from_files) }
+    pub fn new(store: Arc<dyn Store>, doors: Doors, from_files: BTreeSet<Title>) -> Self {
+        Self { store, doors, from_files: Arc::new(from_files) }
     }
 }
 
@@ -37,10 +41,11 @@ impl CatalogService for CatalogApi {
         &self,
         request: Request<v1::GetCatalogRequest>,
     ) -> Result<Response<v1::GetCatalogResponse>, Status> {
+        let caller = caller(&request)?;
         let mut fields = Fields::default();
         let title = fields.title(&request.get_ref().title);
         let title = fields.finish(title)?;
-        let stored = self.catalogs.get(&title).ok_or_else(|| status::title_not_found(&title))?;
+        let stored = self.doors.open(&caller, &title, Scope::Read, cost(request.get_ref(), 1))?;
         let nodes = stored.catalog.nodes();
         Ok(Response::new(v1::GetCatalogResponse {
             title: title.as_str().to_owned(),
@@ -53,7 +58,9 @@ impl CatalogService for CatalogApi {
         &self,
         request: Request<v1::ApplyCatalogRequest>,
     ) -> Result<Response<v1::ApplyCatalogResponse>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        let cost = cost(&request, 1);
         let mut fields = Fields::default();
         let title = fields.title(&request.title);
         let expected = request.expected_revision.map(u64::try_from);
@@ -62,13 +69,14 @@ impl CatalogService for CatalogApi {
             None
         });
         let title = fields.finish(title)?;
+        self.doors.enter(&caller, &title, Scope::Catalog, cost)?;
         if self.from_files.contains(&title) && !request.dry_run {
             return Err(status::managed_by_file(&title));
         }
         let drafts = request.definitions.into_iter().map(wire::draft).collect();
         let catalog = Catalog::parse(drafts).map_err(status::invalid_catalog)?;
 
-        let applied = self.catalogs.apply(&title, catalog, expected, request.dry_run).await;
+        let applied = self.doors.catalogs.apply(&title, catalog, expected, request.dry_run).await;
         let applied = applied.map_err(status::from_catalog)?;
         let noticed = &applied.diff.noticed;
         let players_touched = match request.dry_run && !noticed.is_empty() {
@@ -87,10 +95,12 @@ impl CatalogService for CatalogApi {
 
     async fn list_titles(
         &self,
-        _request: Request<v1::ListTitlesRequest>,
+        request: Request<v1::ListTitlesRequest>,
     ) -> Result<Response<v1::ListTitlesResponse>, Status> {
-        let all = self.catalogs.all();
-        let titles = all.values().map(|stored| v1::TitleSummary {
+        let caller = caller(&request)?;
+        let all = self.doors.catalogs.all();
+        let seen = all.values().filter(|stored| caller.sees(&stored.title));
+        let titles = seen.map(|stored| v1::TitleSummary {
             title: stored.title.as_str().to_owned(),
             revision: wire::int(stored.revision),
             node_count: i32::try_from(stored.catalog.nodes().len()).unwrap_or(i32::MAX),

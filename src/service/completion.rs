@@ -3,14 +3,18 @@
 use std::{ops::RangeInclusive, pin::Pin, sync::Arc, time::Duration};
 
 use tokio_stream::{Stream, StreamExt};
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{parse::Fields, status, wire};
+use super::{
+    admit::{Doors, caller, cost},
+    parse::Fields,
+    status, wire,
+};
 use crate::{
-    catalog::Catalogs,
-    domain::{Completion, Cursor, Title},
+    access::Scope,
+    domain::{Completion, Cursor},
     feed::{FeedEvent, Live, PageRequest, Start, WatchRequest, page},
+    metrics::{Counted, METRICS},
     proto::{
         Encoded,
         completion_server::completion_service_server::CompletionService,
@@ -31,24 +35,16 @@ const PAGE_SIZE_MAX: usize = 1000;
 pub struct CompletionApi {
     store: Arc<dyn Store>,
     live: Live<Encoded<v1::WatchCompletionsResponse>>,
-    catalogs: Catalogs,
-    drain: CancellationToken,
+    doors: Doors,
 }
 
 // === impl CompletionApi ===
 
 impl CompletionApi {
-    /// Answers from this store; streams end when `drain` is cancelled.
+    /// Answers from this store.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, catalogs: Catalogs, drain: CancellationToken) -> Self {
-        Self { live: Live::new(store.clone(), completion), store, catalogs, drain }
-    }
-
-    fn check_title(&self, title: &Title) -> Result<(), Status> {
-        match self.catalogs.get(title) {
-            Some(_) => Ok(()),
-            None => Err(status::title_not_found(title)),
-        }
+    pub fn new(store: Arc<dyn Store>, doors: Doors) -> Self {
+        Self { live: Live::new(store.clone(), completion), store, doors }
     }
 }
 
@@ -61,7 +57,9 @@ impl CompletionService for CompletionApi {
         &self,
         request: Request<v1::WatchCompletionsRequest>,
     ) -> Result<Response<Self::WatchCompletionsStream>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        let cost = cost(&request, 1);
         let mut fields = Fields::default();
         let title = fields.title(&request.title);
         let filter = fields.filter(&request.player_ids, &request.achievement_ids);
@@ -72,23 +70,30 @@ impl CompletionService for CompletionApi {
             HEARTBEAT_DEFAULT,
         );
         let title = fields.finish(title)?;
-        self.check_title(&title)?;
+        self.doors.open(&caller, &title, Scope::Watch, cost)?;
 
         let after = match request.after {
             None => Start::Now,
             Some(text) => start(&text),
         };
+        let pass = self.doors.stream(&caller, Some(&title))?;
         let request = WatchRequest { title, after, filter, heartbeat_interval };
-        let events = self.live.watch(request, self.drain.clone());
-        let messages = events.map(|event| event.map(message).map_err(status::from_watch));
-        Ok(Response::new(Box::pin(messages)))
+        let events = self.live.watch(request, pass.stop());
+        let counted = Counted::in_gauge(&METRICS.subscribers);
+        let messages = events.map(move |event| {
+            let _counted = &counted;
+            event.map(message).map_err(status::from_watch)
+        });
+        Ok(Response::new(Box::pin(pass.hold(messages))))
     }
 
     async fn list_completions(
         &self,
         request: Request<v1::ListCompletionsRequest>,
     ) -> Result<Response<v1::ListCompletionsResponse>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        let cost = cost(&request, 1);
         let mut fields = Fields::default();
         let title = fields.title(&request.title);
         let filter = fields.filter(&request.player_ids, &request.achievement_ids);
@@ -103,7 +108,7 @@ impl CompletionService for CompletionApi {
             }
         };
         let title = fields.finish(title)?;
-        self.check_title(&title)?;
+        self.doors.open(&caller, &title, Scope::Read, cost)?;
 
         let (field, text) = match request.page_token.as_str() {
             "" => ("after", &request.after),

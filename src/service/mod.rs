@@ -1,6 +1,7 @@
 //! The API: messages in, domain values through, messages out. Nothing is decided here but how a
 //! thing is said on the wire; `status` is the one table from errors to status codes.
 
+mod admit;
 mod catalog;
 mod completion;
 mod parse;
@@ -9,9 +10,10 @@ mod storage;
 mod stream_set;
 mod wire;
 
+pub use admit::Doors;
 pub use catalog::CatalogApi;
 pub use completion::CompletionApi;
-pub use status::{DOMAIN, from_transport, refusal};
+pub use status::{DOMAIN, from_access, from_transport, refusal};
 pub use storage::{StorageApi, StorageLimits};
 pub use wire::definition as definition_message;
 

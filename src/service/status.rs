@@ -8,8 +8,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
+    access::AccessError,
     domain::{CatalogMistake, Cursor, NodeId, Refusal, Title},
     feed::WatchError,
+    metrics::{METRICS, Refused},
     store::{ApplyError, CatalogError, FeedError, StoreError},
 };
 
@@ -92,6 +94,33 @@ pub(super) fn invalid_catalog(mistakes: Vec<CatalogMistake>) -> Status {
         Violation { field, problem }
     });
     invalid(violations.collect())
+}
+
+/// Why somebody may not do something.
+#[must_use]
+pub fn from_access(error: &AccessError) -> Status {
+    let (code, reason, refused) = match error {
+        AccessError::TokenMissing => {
+            (Code::Unauthenticated, "TOKEN_MISSING", Refused::Unauthenticated)
+        }
+        AccessError::TokenUnknown => {
+            (Code::Unauthenticated, "TOKEN_UNKNOWN", Refused::Unauthenticated)
+        }
+        AccessError::Revoked => (Code::Unauthenticated, "TOKEN_REVOKED", Refused::Unauthenticated),
+        AccessError::Forbidden { .. } => (Code::PermissionDenied, "FORBIDDEN", Refused::Forbidden),
+        AccessError::QuotaExceeded { .. } => {
+            (Code::ResourceExhausted, "QUOTA_EXCEEDED", Refused::Quota)
+        }
+        AccessError::StreamsExhausted { .. } => {
+            (Code::ResourceExhausted, "STREAMS_EXHAUSTED", Refused::Quota)
+        }
+    };
+    METRICS.refused(refused);
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    if let AccessError::QuotaExceeded { retry_after, .. } = error {
+        details.set_retry_info(Some(*retry_after));
+    }
+    Status::with_error_details(code, error.to_string(), details)
 }
 
 /// A title that no catalogue was applied for.

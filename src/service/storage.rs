@@ -4,22 +4,23 @@ use std::{collections::HashSet, pin::Pin, sync::Arc};
 
 use prost::Message;
 use tokio_stream::Stream;
-use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
     BATCH_PLAYERS_MAX, FILTER_IDS_MAX,
+    admit::{Doors, caller, cost},
     parse::{Asked, AskedChange, Fields},
     status,
     stream_set::stream_set,
     wire,
 };
 use crate::{
-    catalog::Catalogs,
+    access::{Caller, Cost, Scope},
     domain::{
         BATCH_UPDATES_MAX, Catalog, Cursor, Node, NodeId, NodeUpdate, Outcome, PlayerId, PlayerKey,
-        PlayerUpdate, RequestId, SetUpdate, Title,
+        PlayerUpdate, RequestId, SetUpdate, Verdict,
     },
+    metrics::{METRICS, SetOutcome},
     proto::v1::{
         self, achievement_storage_service_server::AchievementStorageService, node_update,
         set_achievement_storage_request as set,
@@ -31,9 +32,8 @@ use crate::{
 #[derive(Clone)]
 pub struct StorageApi {
     store: Arc<dyn Store>,
-    catalogs: Catalogs,
+    doors: Doors,
     limits: StorageLimits,
-    drain: CancellationToken,
 }
 
 /// What one request may ask for.
@@ -57,27 +57,21 @@ struct Parsed {
 // === impl StorageApi ===
 
 impl StorageApi {
-    /// Answers from this store and these catalogues, within these limits; streams end when `drain`
-    /// is cancelled.
+    /// Answers from this store, within these limits.
     #[must_use]
-    pub fn new(
-        store: Arc<dyn Store>,
-        catalogs: Catalogs,
-        limits: StorageLimits,
-        drain: CancellationToken,
-    ) -> Self {
-        Self { store, catalogs, limits, drain }
-    }
-
-    fn catalog(&self, title: &Title) -> Result<Arc<Catalog>, Status> {
-        let stored = self.catalogs.get(title).ok_or_else(|| status::title_not_found(title))?;
-        Ok(stored.catalog)
+    pub fn new(store: Arc<dyn Store>, doors: Doors, limits: StorageLimits) -> Self {
+        Self { store, doors, limits }
     }
 
     /// Gives updates their place in the store; the nodes are theirs, in order.
-    async fn submit(&self, parsed: Parsed) -> Result<(Vec<Arc<Node>>, Answered), Status> {
+    async fn submit(
+        &self,
+        caller: &Caller,
+        parsed: Parsed,
+        cost: Cost,
+    ) -> Result<(Vec<Arc<Node>>, Answered), Status> {
         let Parsed { key, request_id, updates } = parsed;
-        let catalog = self.catalog(&key.title)?;
+        let catalog = self.doors.open(caller, &key.title, Scope::Write, cost)?.catalog;
         let updates: Result<Vec<_>, _> = updates
             .into_iter()
             .map(|(id, update)| match catalog.node(&id) {
@@ -95,19 +89,21 @@ impl StorageApi {
     /// future that it gives ends with the answer.
     pub(super) async fn set(
         &self,
+        caller: &Caller,
         request: v1::SetAchievementStorageRequest,
     ) -> Result<
         impl Future<Output = Result<v1::SetAchievementStorageResponse, Status>> + use<>,
         Status,
     > {
-        let parsed = self.parse_set(&request)?;
+        let (parsed, cost) = (self.parse_set(&request)?, cost(&request, 1));
         drop(request);
-        let (nodes, answered) = self.submit(parsed).await?;
+        let (nodes, answered) = self.submit(caller, parsed, cost).await?;
         Ok(async move {
             let applied = answered.await;
             let applied = applied.map_err(|error| status::from_apply(error, |_| String::new()))?;
             let result = nodes.iter().zip(applied.outcomes).next();
             let (node, (outcome, cursor)) = result.expect("one update has one outcome");
+            count(&outcome, applied.replayed);
             let result = node_result(node, &outcome, cursor);
             Ok(v1::SetAchievementStorageResponse {
                 code: result.code,
@@ -218,6 +214,7 @@ impl AchievementStorageService for StorageApi {
         &self,
         request: Request<v1::GetAchievementStorageRequest>,
     ) -> Result<Response<v1::GetAchievementStorageResponse>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let mut fields = Fields::default();
         let title = fields.title(&request.title);
@@ -226,7 +223,7 @@ impl AchievementStorageService for StorageApi {
         let only = fields.ids("achievement_ids", ids, FILTER_IDS_MAX, NodeId::parse);
         let (title, player) = fields.finish(title.zip(player))?;
 
-        let catalog = self.catalog(&title)?;
+        let catalog = self.doors.open(&caller, &title, Scope::Read, cost(&request, 1))?.catalog;
         let entity = self.entity(&catalog, &PlayerKey { title, player }, &only).await?;
         let code = wire::CODE_OK;
         let response = v1::GetAchievementStorageResponse {
@@ -243,7 +240,8 @@ impl AchievementStorageService for StorageApi {
         &self,
         request: Request<v1::SetAchievementStorageRequest>,
     ) -> Result<Response<v1::SetAchievementStorageResponse>, Status> {
-        self.set(request.into_inner()).await?.await.map(Response::new)
+        let caller = caller(&request)?;
+        self.set(&caller, request.into_inner()).await?.await.map(Response::new)
     }
 
     type StreamSetAchievementStorageStream =
@@ -253,19 +251,23 @@ impl AchievementStorageService for StorageApi {
         &self,
         request: Request<Streaming<v1::StreamSetAchievementStorageRequest>>,
     ) -> Result<Response<Self::StreamSetAchievementStorageStream>, Status> {
-        let (limit, drain) = (self.limits.stream_sets, self.drain.clone());
-        let answers = stream_set(self.clone(), request.into_inner(), limit, drain);
-        Ok(Response::new(Box::pin(answers)))
+        let (caller, api, limit) = (caller(&request)?, self.clone(), self.limits.stream_sets);
+        let pass = self.doors.stream(&caller, None)?;
+        let answers = stream_set(api, caller, request.into_inner(), limit, pass.stop());
+        Ok(Response::new(Box::pin(pass.hold(answers))))
     }
 
     async fn batch_set_achievement_storage(
         &self,
         request: Request<v1::BatchSetAchievementStorageRequest>,
     ) -> Result<Response<v1::BatchSetAchievementStorageResponse>, Status> {
+        let caller = caller(&request)?;
         let parsed = self.parse_batch(request.get_ref())?;
-        let (nodes, answered) = self.submit(parsed).await?;
+        let cost = cost(request.get_ref(), parsed.updates.len());
+        let (nodes, answered) = self.submit(&caller, parsed, cost).await?;
         let applied = answered.await;
         let applied = applied.map_err(|error| status::from_apply(error, update_prefix))?;
+        applied.outcomes.iter().for_each(|(outcome, _)| count(outcome, applied.replayed));
         let pairs = nodes.iter().zip(applied.outcomes);
         let results: Vec<_> =
             pairs.map(|(node, (outcome, cursor))| node_result(node, &outcome, cursor)).collect();
@@ -283,6 +285,7 @@ impl AchievementStorageService for StorageApi {
         &self,
         request: Request<v1::BatchGetAchievementStorageRequest>,
     ) -> Result<Response<v1::BatchGetAchievementStorageResponse>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let mut fields = Fields::default();
         let title = fields.title(&request.title);
@@ -293,7 +296,8 @@ impl AchievementStorageService for StorageApi {
         fields.ids("player_ids", ids, BATCH_PLAYERS_MAX, PlayerId::parse);
         let title = fields.finish(title)?;
 
-        let catalog = self.catalog(&title)?;
+        let cost = cost(&request, ids.len());
+        let catalog = self.doors.open(&caller, &title, Scope::Read, cost)?.catalog;
         let code = wire::CODE_OK;
         let mut response = v1::BatchGetAchievementStorageResponse {
             code,
@@ -316,6 +320,15 @@ impl AchievementStorageService for StorageApi {
 /// The path to the fields of one update of a batch.
 fn update_prefix(index: usize) -> String {
     format!("updates[{index}].")
+}
+
+fn count(outcome: &Outcome, is_replayed: bool) {
+    METRICS.set(match outcome.verdict {
+        _ if is_replayed => SetOutcome::Replayed,
+        Verdict::Stored => SetOutcome::Stored,
+        Verdict::Unchanged => SetOutcome::Unchanged,
+        Verdict::Conflict => SetOutcome::Conflict,
+    });
 }
 
 fn node_result(node: &Node, outcome: &Outcome, cursor: Option<Cursor>) -> v1::NodeResult {

@@ -8,15 +8,19 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming};
 
 use super::{StorageApi, status};
-use crate::proto::v1::{
-    StreamSetAchievementStorageRequest, StreamSetAchievementStorageResponse,
-    stream_set_achievement_storage_response::Outcome,
+use crate::{
+    access::Caller,
+    proto::v1::{
+        StreamSetAchievementStorageRequest, StreamSetAchievementStorageResponse,
+        stream_set_achievement_storage_response::Outcome,
+    },
 };
 
 /// Answers the sets of a stream, at most `limit` at a time; reads no further while so many are
 /// under way. Sets reach the store in the order they came.
 pub(super) fn stream_set(
     api: StorageApi,
+    caller: Caller,
     mut requests: Streaming<StreamSetAchievementStorageRequest>,
     limit: usize,
     drain: CancellationToken,
@@ -32,7 +36,7 @@ pub(super) fn stream_set(
                 request = requests.next(), if end.is_none() && under_way.len() < limit => {
                     match request {
                         // Each set has its place in the store before the next is looked at.
-                        Some(Ok(request)) => under_way.push(take(&api, request).await),
+                        Some(Ok(request)) => under_way.push(take(&api, &caller, request).await),
                         Some(Err(status)) => end = Some(Err(explain(status))),
                         None => end = Some(Ok(())),
                     }
@@ -51,11 +55,12 @@ pub(super) fn stream_set(
 /// Gives a set its place; the future that comes back ends with its answer.
 async fn take(
     api: &StorageApi,
+    caller: &Caller,
     request: StreamSetAchievementStorageRequest,
 ) -> impl Future<Output = StreamSetAchievementStorageResponse> + use<> {
     let StreamSetAchievementStorageRequest { tag, set } = request;
     let taken = match set {
-        Some(set) => api.set(set).await,
+        Some(set) => api.set(caller, set).await,
         None => Err(status::missing("set")),
     };
     async move {

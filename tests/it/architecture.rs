@@ -7,25 +7,48 @@ use std::{
 };
 
 /// What each room may use of the others. Nothing may use `cli`; arrows go down only.
-const DOORS: [(&str, &[&str]); 11] = [
-    ("cli", &["catalog", "config", "proto", "server", "service", "store", "telemetry"]),
-    ("server", &["catalog", "clock", "config", "domain", "feed", "proto", "service", "store"]),
-    ("service", &["catalog", "domain", "feed", "proto", "store"]),
+const DOORS: [(&str, &[&str]); 13] = [
+    (
+        "cli",
+        &[
+            "access",
+            "catalog",
+            "config",
+            "domain",
+            "proto",
+            "server",
+            "service",
+            "store",
+            "telemetry",
+        ],
+    ),
+    (
+        "server",
+        &[
+            "access", "catalog", "clock", "config", "domain", "feed", "metrics", "proto",
+            "service", "store",
+        ],
+    ),
+    ("service", &["access", "catalog", "domain", "feed", "metrics", "proto", "store"]),
     ("telemetry", &["config"]),
-    ("config", &["domain", "feed", "store"]),
+    ("config", &["access", "domain", "feed", "store"]),
     ("catalog", &["domain", "store"]),
-    ("feed", &["domain", "store"]),
-    ("store", &["clock", "domain", "proto"]),
+    ("access", &["domain"]),
+    ("feed", &["domain", "metrics", "store"]),
+    ("store", &["clock", "domain", "metrics", "proto"]),
     ("clock", &["domain"]),
+    ("metrics", &["proto"]),
     ("domain", &[]),
     ("proto", &[]),
 ];
 
 /// Crates that only these rooms know.
-const CRATES: [(&str, &[&str]); 5] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("sled", &["store"]),
     ("tonic", &["cli", "proto", "server", "service"]),
     ("tokio", &["catalog", "cli", "feed", "server", "service", "store"]),
+    ("prometheus_client", &["metrics"]),
+    ("rustls", &["server"]),
     ("clap", &["cli"]),
     ("prost", &["cli", "proto", "service", "store"]),
 ];

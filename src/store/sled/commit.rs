@@ -37,6 +37,7 @@ use crate::{
     domain::{
         Catalog, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, Record, Ruling, Title, decide,
     },
+    metrics::METRICS,
     proto::rows::{CompletionRow, FeedRow},
     store::{
         Applied, ApplyError, CatalogError, Retention, StoreError, StoreHealth, StoredCatalog,
@@ -129,6 +130,7 @@ impl Committer {
                 next = jobs.try_recv().ok();
             }
         }
+        METRICS.updates_waiting.set(i64::try_from(jobs.len()).unwrap_or(i64::MAX));
         let is_alone = jobs.is_empty() && group.jobs <= ALONE_JOBS_MAX;
         self.seal(group, is_alone);
         None

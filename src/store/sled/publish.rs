@@ -28,7 +28,10 @@ use super::{
     view::DurableView,
     watchdog::{Stopwatch, poison},
 };
-use crate::store::{Applied, ApplyError, CatalogError, StoreError, StoreHealth, StoredCatalog};
+use crate::{
+    metrics::METRICS,
+    store::{Applied, ApplyError, CatalogError, StoreError, StoreHealth, StoredCatalog},
+};
 
 /// Makes applied writes durable; the store's is sled's `flush`, which ends in our fdatasync.
 pub(super) type SyncLog = Box<dyn FnMut() -> io::Result<()> + Send>;
@@ -164,12 +167,17 @@ impl Publisher {
             self.view.publish();
         }
         for (feed, ends) in group.feeds {
-            if feed.ends().head < ends.head {
+            let head = feed.ends().head;
+            if head < ends.head {
+                METRICS.completions.inc_by(ends.head - head);
                 feed.extend(ends.head, ends.newest_completed_at);
             }
         }
         // None where the watchdog has given this group up: its callers were told so.
         if let Some(answers) = self.unanswered.lock().pop_front() {
+            if let Some(time) = sync_time {
+                METRICS.group(answers.len(), time);
+            }
             self.answer(answers);
         }
         sync_time
