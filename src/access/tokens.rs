@@ -199,7 +199,7 @@ impl Grant {
         for text in texts(entry, "scopes", wrong) {
             match text.parse() {
                 Ok(scope) => drop(scopes.insert(scope)),
-                Err(_) => {
+                Err(()) => {
                     let names = SCOPES.map(|(name, _)| name).join(", ");
                     wrong(format!("`scopes` has {text:?}; there are {names}"));
                 }

@@ -1,6 +1,10 @@
 //! Reaching a server.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
 use thiserror::Error;
@@ -141,8 +145,8 @@ impl ServerArgs {
     }
 }
 
-fn read(path: &PathBuf) -> Result<String, ConnectError> {
-    let path = path.clone();
+fn read(path: &Path) -> Result<String, ConnectError> {
+    let path = path.to_owned();
     fs::read_to_string(&path).map_err(|source| ConnectError::File { path, source })
 }
 

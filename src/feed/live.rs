@@ -138,7 +138,7 @@ impl<T: Send + Sync + 'static> Live<T> {
     /// subscribers notice by the end of the batches, and find out why by reading themselves.
     async fn follow(self, title: Title, mut cursor: Cursor, ring: Arc<Ring<T>>) {
         let mut changes = self.store.feed_changes(&title);
-        let mut changed = Instant::now();
+        let mut woken = Instant::now();
         loop {
             changes.borrow_and_update();
             let Ok(page) = self.store.completions(&title, &cursor, BATCH_COMPLETIONS).await else {
@@ -149,11 +149,11 @@ impl<T: Send + Sync + 'static> Live<T> {
                 let ready = |completion| Ready { message: (self.prepare)(&completion), completion };
                 let completions = page.into_iter().map(ready).collect();
                 ring.send(Batch { after, completions }).await;
-                METRICS.feed_lag(changed.elapsed());
+                METRICS.feed_lag(woken.elapsed());
             } else if changes.changed().await.is_err() {
                 break;
             } else {
-                changed = Instant::now();
+                woken = Instant::now();
             }
             let mut titles = self.titles.lock();
             if !ring.has_subscribers() {

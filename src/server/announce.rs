@@ -22,7 +22,7 @@ pub(super) fn text(
     let mut text =
         format!("accolade listens on {scheme}://{address}\n  data in {data}, titles: {titles}");
     if let Some(admin) = admin {
-        text += &format!("\n  metrics and probes on http://{admin}");
+        text.extend(["\n  metrics and probes on http://", &admin.to_string()]);
     }
     // A line to paste works where nothing but an address is needed.
     let first = catalogs.values().next().filter(|_| scheme == "http");

@@ -179,8 +179,10 @@ impl Server {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
+        let admin = admin_listener.as_ref().and_then(|it| it.local_addr().ok());
         tracing::info!(
             address = %listener.local_addr().unwrap_or(address),
+            admin = admin.map(tracing::field::display),
             data = %settings.data.display(),
             titles = catalogs.all().len(),
             version = env!("CARGO_PKG_VERSION"),

@@ -39,6 +39,16 @@ pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     caller.cloned().ok_or_else(|| status::from_access(&AccessError::TokenMissing))
 }
 
+/// Lets in who may do such a thing to a title, whether or not there is one of that name.
+pub(super) fn enter(
+    caller: &Caller,
+    title: &Title,
+    scope: Scope,
+    cost: Cost,
+) -> Result<(), Status> {
+    caller.authorize(title, scope, cost).map_err(|error| status::from_access(&error))
+}
+
 /// What a message costs that asks for so many things.
 pub(super) fn cost(message: &impl Message, requests: usize) -> Cost {
     Cost { requests, bytes: message.encoded_len() }
@@ -47,17 +57,6 @@ pub(super) fn cost(message: &impl Message, requests: usize) -> Cost {
 // === impl Doors ===
 
 impl Doors {
-    /// Lets in who may do such a thing to a title, whether or not there is one of that name.
-    pub(super) fn enter(
-        &self,
-        caller: &Caller,
-        title: &Title,
-        scope: Scope,
-        cost: Cost,
-    ) -> Result<(), Status> {
-        caller.authorize(title, scope, cost).map_err(|error| status::from_access(&error))
-    }
-
     /// The catalogue of a title, for a caller who may do such a thing to it. Whoever may not does
     /// not learn whether the title exists.
     pub(super) fn open(
@@ -67,7 +66,7 @@ impl Doors {
         scope: Scope,
         cost: Cost,
     ) -> Result<StoredCatalog, Status> {
-        self.enter(caller, title, scope, cost)?;
+        enter(caller, title, scope, cost)?;
         let stored = self.catalogs.get(title).ok_or_else(|| status::title_not_found(title))?;
         self.access.charge(title, cost).map_err(|error| status::from_access(&error))?;
         Ok(stored)

@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod abuse;
+mod access;
 mod architecture;
 mod bad_input;
 mod catalog;
@@ -10,6 +12,8 @@ mod command_line;
 mod documents;
 mod durability;
 mod lifecycle;
+mod metrics;
 mod story;
 mod stream_set;
+mod tls;
 mod watch;

@@ -3,7 +3,8 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
@@ -64,7 +65,8 @@ impl Server {
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         lines.read_line(&mut line).unwrap();
-        let Some(address) = line.trim().strip_prefix("accolade listens on http://") else {
+        let url = line.trim().strip_prefix("accolade listens on ");
+        let Some(address) = url.and_then(|url| url.split("://").nth(1)) else {
             let _ = child.wait();
             return Err(fs::read_to_string(log).unwrap());
         };
@@ -84,6 +86,26 @@ impl Server {
 
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// What an operator's machine gets from the admin listener: the status line and the text.
+    pub fn admin(&self, path: &str) -> (String, String) {
+        let log = self.log();
+        let address = log.split("admin=").nth(1).and_then(|rest| rest.split(' ').next());
+        let mut stream = TcpStream::connect(address.expect("`--admin-listen` is given")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a whole answer");
+        (head.lines().next().unwrap().to_owned(), body.to_owned())
+    }
+
+    /// The value of a metric, by its name and labels; 0 where it was never counted.
+    pub fn metric(&self, name: &str) -> u64 {
+        let (_, text) = self.admin("/metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0, |value| value.parse().unwrap())
     }
 
     pub async fn channel(&self) -> Channel {

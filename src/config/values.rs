@@ -1,0 +1,172 @@
+//! Values of settings as they were given: on the command line, in the environment, in a file.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+    ops::RangeInclusive,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use super::{SETTINGS, TlsFiles, environment_name};
+use crate::domain::Title;
+
+/// Values by key, from one place. A key may have several values.
+pub type Layer = BTreeMap<String, Vec<String>>;
+
+pub(super) fn environment(get: impl Fn(&str) -> Option<String>) -> Layer {
+    let values = SETTINGS.iter().filter_map(|setting| {
+        let text = get(&environment_name(setting.key))?;
+        let values = match setting.key {
+            "catalog" => text.split(';').map(str::to_owned).collect(),
+            _ => vec![text],
+        };
+        Some((setting.key.to_owned(), values))
+    });
+    values.collect()
+}
+
+pub(super) fn file_layer(text: &str, mistakes: &mut Vec<String>) -> Layer {
+    let table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(error) => {
+            mistakes.push(format!("the file is not TOML: {error}"));
+            return Layer::new();
+        }
+    };
+    let known: BTreeSet<_> = SETTINGS.iter().map(|setting| setting.key).collect();
+    let mut layer = Layer::new();
+    for (key, value) in table {
+        if !known.contains(key.as_str()) {
+            mistakes.push(format!("`{key}` is no setting; `accolade serve --help` lists them"));
+            continue;
+        }
+        let values = match (key.as_str(), value) {
+            ("catalog", toml::Value::Table(files)) => {
+                let files = files.into_iter();
+                files.map(|(title, file)| format!("{title}={}", scalar(&file))).collect()
+            }
+            (_, value @ (toml::Value::Table(_) | toml::Value::Array(_))) => {
+                mistakes.push(format!("`{key}` must be one value, not {}", value.type_str()));
+                continue;
+            }
+            (_, value) => vec![scalar(&value)],
+        };
+        layer.insert(key, values);
+    }
+    layer
+}
+
+fn scalar(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Integer(number) => number.to_string(),
+        toml::Value::Boolean(truth) => truth.to_string(),
+        other => format!("a {}", other.type_str()),
+    }
+}
+
+pub(super) struct Values<'a> {
+    pub(super) layers: &'a [Layer],
+    pub(super) mistakes: Vec<String>,
+}
+
+impl Values<'_> {
+    fn texts(&self, key: &str) -> Vec<String> {
+        let given = self.layers.iter().find_map(|layer| layer.get(key));
+        let default = || {
+            let setting = SETTINGS.iter().find(|setting| setting.key == key);
+            let default = setting.expect("every setting is in the table").default;
+            if default.is_empty() { Vec::new() } else { vec![default.to_owned()] }
+        };
+        given.cloned().unwrap_or_else(default)
+    }
+
+    pub(super) fn get<T, E>(
+        &mut self,
+        key: &str,
+        expected: &str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        let text = self.texts(key).pop().unwrap_or_default();
+        match parse(&text) {
+            Ok(value) => Some(value),
+            Err(_) => {
+                self.mistakes.push(format!("`{key}` is {text:?}; pass {expected}"));
+                None
+            }
+        }
+    }
+
+    pub(super) fn flag(&mut self, key: &str) -> Option<bool> {
+        self.get(key, "true or false", str::parse)
+    }
+
+    pub(super) fn number(&mut self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let expected = format!("{} to {}", range.start(), range.end());
+        self.get(key, &expected, |text| {
+            text.parse().ok().filter(|number| range.contains(number)).ok_or(())
+        })
+    }
+
+    pub(super) fn size(&mut self, key: &str, range: RangeInclusive<u64>) -> usize {
+        let number = self.number(key, range).unwrap_or_default();
+        usize::try_from(number).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn seconds(&mut self, key: &str, range: RangeInclusive<u64>) -> Duration {
+        Duration::from_secs(self.number(key, range).unwrap_or_default())
+    }
+
+    /// A value that need not be there.
+    pub(super) fn optional<T: FromStr>(&mut self, key: &str, expected: &str) -> Option<T> {
+        match self.texts(key).pop().unwrap_or_default().as_str() {
+            "" => None,
+            _ => self.get(key, expected, str::parse),
+        }
+    }
+
+    /// At least `least`, or 0, which stands for no limit.
+    pub(super) fn quota(&mut self, key: &str, least: u32) -> Option<NonZeroU32> {
+        let expected = format!("{least} to {}, or 0 for no limit", u32::MAX);
+        let number = self.get(key, &expected, |text| {
+            text.parse::<u32>().ok().filter(|number| *number == 0 || *number >= least).ok_or(())
+        });
+        NonZeroU32::new(number?)
+    }
+
+    pub(super) fn tls(&mut self) -> Option<TlsFiles> {
+        let [certificate, key, client_ca] =
+            ["tls_certificate", "tls_key", "tls_client_ca"].map(|key| self.optional(key, "a file"));
+        match (certificate, key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_ca }),
+            (None, None) if client_ca.is_none() => None,
+            _ => {
+                let mistake = "TLS needs both `tls_certificate` and `tls_key`";
+                self.mistakes.push(mistake.to_owned());
+                None
+            }
+        }
+    }
+
+    pub(super) fn catalogs(&mut self) -> BTreeMap<Title, PathBuf> {
+        let mut catalogs = BTreeMap::new();
+        for text in self.texts("catalog") {
+            let parsed = text.split_once('=').ok_or_else(|| "pass TITLE=FILE".to_owned());
+            let parsed = parsed.and_then(|(title, file)| {
+                let title = Title::parse(title).map_err(|error| format!("the title {error}"))?;
+                Ok((title, PathBuf::from(file)))
+            });
+            match parsed {
+                Ok((title, file)) => {
+                    if catalogs.insert(title.clone(), file).is_some() {
+                        self.mistakes.push(format!("`catalog` names the title {title:?} twice"));
+                    }
+                }
+                Err(problem) => self.mistakes.push(format!("`catalog` is {text:?}; {problem}")),
+            }
+        }
+        catalogs
+    }
+}

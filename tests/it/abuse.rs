@@ -1,0 +1,340 @@
+//! Clients that mean no good, on raw connections: each is cut off, and everybody else is answered.
+
+use std::{
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::TcpStream,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::support::{BINARY, PATIENCE, Server, delta, set};
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+
+const END_HEADERS: u8 = 4;
+
+const REFUSED_STREAM: u32 = 7;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// Time for a TLS handshake or the first bytes, which the server gives.
+const OPENING_TIME: Duration = Duration::from_secs(5);
+
+const STREAM_SET: &str = "/accolade.v1.AchievementStorageService/StreamSetAchievementStorage";
+
+/// A client of HTTP/2 that sends what it likes.
+struct Raw(TcpStream);
+
+#[derive(Debug)]
+struct Frame {
+    kind: u8,
+    stream: u32,
+    payload: Vec<u8>,
+}
+
+impl Raw {
+    fn connect(server: &Server) -> Self {
+        let stream = TcpStream::connect(&server.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self(stream)
+    }
+
+    /// A connection of which nothing can be complained of yet.
+    fn open(server: &Server) -> Self {
+        let mut raw = Self::connect(server);
+        raw.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        raw.send(&frame(SETTINGS, 0, 0, &[])).unwrap();
+        raw
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all(bytes)
+    }
+
+    /// The next frame; `None` where the server has closed the connection.
+    fn next(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        self.read(&mut head)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        self.read(&mut payload)?;
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        Some(Frame { kind: head[3], stream, payload })
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Option<()> {
+        match self.0.read_exact(buffer) {
+            Ok(()) => Some(()),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                panic!("the server neither answers nor closes")
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// Reads until the connection ends; gives the code of the GOAWAY, if there was one.
+    fn ended(&mut self) -> Option<u32> {
+        let mut code = None;
+        while let Some(frame) = self.next() {
+            if frame.kind == GOAWAY {
+                code = Some(u32::from_be_bytes(frame.payload[4..8].try_into().unwrap()));
+            }
+        }
+        code
+    }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut bytes = vec![length[1], length[2], length[3], kind, flags];
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// A field of a header block, spelled out.
+fn field(name: &str, value: &str) -> Vec<u8> {
+    let length = |text: &str| u8::try_from(text.len()).expect("short").min(126);
+    let mut bytes = vec![0, length(name)];
+    bytes.extend(name.as_bytes());
+    bytes.push(length(value));
+    bytes.extend(value.as_bytes());
+    bytes
+}
+
+fn request_headers(path: &str) -> Vec<u8> {
+    [
+        field(":method", "POST"),
+        field(":scheme", "http"),
+        field(":path", path),
+        field(":authority", "x"),
+        field("content-type", "application/grpc"),
+        field("te", "trailers"),
+    ]
+    .concat()
+}
+
+fn resident_bytes(server: &Server) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Ticks of processor time, a hundred a second, that the server has used.
+fn ticks(server: &Server) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+async fn answers(server: &Server) {
+    let mut client = server.storage().await;
+    set(&mut client, delta("demo", "p", "adventure", 1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_has_no_more_streams_than_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    let mut raw = Raw::open(&server);
+    let settings = raw.next().unwrap();
+    assert_eq!(settings.kind, SETTINGS);
+    let values = settings.payload.chunks(6);
+    let mut values = values.map(|it| (it[1], u32::from_be_bytes(it[2..6].try_into().unwrap())));
+    assert_eq!(values.find(|(id, _)| *id == 3), Some((3, 128)));
+
+    let headers = request_headers(STREAM_SET);
+    for n in 0..129 {
+        raw.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &headers)).unwrap();
+    }
+    let refused = std::iter::from_fn(|| raw.next()).find(|it| it.kind == RST_STREAM).unwrap();
+    assert_eq!((refused.stream, refused.payload), (257, REFUSED_STREAM.to_be_bytes().to_vec()));
+    answers(&server).await;
+}
+
+/// CVE-2023-44487 and CVE-2025-8671: streams that are reset as fast as they are opened, by the
+/// client or by what the client makes the server do.
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_of_resets_end_their_connection() {
+    const STREAMS: u32 = 20_000;
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    // A window that overflows is an error of the stream, which the server then resets.
+    let provocations: [(&str, u8, &[u8]); 2] =
+        [("reset", RST_STREAM, &[0, 0, 0, 8]), ("provoked", WINDOW_UPDATE, &[0x7f, 255, 255, 255])];
+    let headers = request_headers(STREAM_SET);
+    for (name, kind, payload) in provocations {
+        let mut raw = Raw::open(&server);
+        let mut sent = 0;
+        for n in 0..STREAMS {
+            let stream = 2 * n + 1;
+            let both =
+                [frame(HEADERS, END_HEADERS, stream, &headers), frame(kind, 0, stream, payload)];
+            if raw.send(&both.concat()).is_err() {
+                break;
+            }
+            sent += 1;
+        }
+        assert!(sent < STREAMS, "{name}: the server took all of them");
+        answers(&server).await;
+    }
+    // On a connection whose sender reads along, the reason is told.
+    let mut raw = Raw::open(&server);
+    let mut reader = Raw(raw.0.try_clone().unwrap());
+    let reading = std::thread::spawn(move || reader.ended());
+    for n in 0..STREAMS {
+        let stream = 2 * n + 1;
+        let opened = frame(HEADERS, END_HEADERS, stream, &headers);
+        let provocation = frame(WINDOW_UPDATE, 0, stream, &[0x7f, 255, 255, 255]);
+        if raw.send(&[opened, provocation].concat()).is_err() {
+            break;
+        }
+    }
+    let code = reading.join().unwrap();
+    assert!(code.is_none_or(|code| code == ENHANCE_YOUR_CALM), "{code:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_without_end_are_cut_off_and_cost_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    answers(&server).await;
+    let before = resident_bytes(&server);
+    let mut raw = Raw::open(&server);
+    let filler = [field("x-filler", &"x".repeat(100))].concat().repeat(140);
+    let mut sent = raw.send(&frame(HEADERS, 0, 1, &request_headers(STREAM_SET)));
+    let mut frames = 0;
+    while sent.is_ok() && frames < 20_000 {
+        sent = raw.send(&frame(CONTINUATION, 0, 1, &filler));
+        frames += 1;
+    }
+    assert!(sent.is_err(), "the server took {frames} frames");
+    let grown = resident_bytes(&server).saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes more");
+    answers(&server).await;
+}
+
+/// RUSTSEC-2026-0258.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_empty_frames_harms_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &[]);
+    answers(&server).await;
+    let before = resident_bytes(&server);
+    let mut raw = Raw::open(&server);
+    raw.send(&frame(HEADERS, END_HEADERS, 1, &request_headers(STREAM_SET))).unwrap();
+    let many = frame(DATA, 0, 1, &[]).repeat(1000);
+    for _ in 0..1000 {
+        if raw.send(&many).is_err() {
+            break;
+        }
+    }
+    answers(&server).await;
+    let grown = resident_bytes(&server).saturating_sub(before);
+    assert!(grown < 32 << 20, "{grown} bytes more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_say_nothing_are_closed_and_keep_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--admin-listen=127.0.1:0"];
+    let server = Server::start(&dir.path().join("data"), &args);
+    let mut silent: Vec<_> = (0..800).map(|_| Raw::connect(&server)).collect();
+    silent[0].send(b"PRI * HT").unwrap();
+    // One byte at a time is not faster for it.
+    let mut slow = Raw::connect(&server);
+    let start = Instant::now();
+    let mut bytes = b"PRI * HTTP/2.0\r\n".iter().cycle();
+    answers(&server).await;
+    while slow.send(&[*bytes.next().unwrap()]).is_ok() {
+        assert!(start.elapsed() < PATIENCE, "a slow one is not closed");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    for raw in &mut silent {
+        // The server's own first frame, perhaps; then nothing.
+        assert_eq!(raw.ended(), None);
+    }
+    assert!(start.elapsed() + Duration::from_millis(100) >= OPENING_TIME, "not too early");
+    assert!(server.metric("accolade_refusals_total{reason=\"too_slow\"}") >= 801);
+    // A connection that has said what it must may be quiet.
+    let mut quiet = Raw::open(&server);
+    quiet.next().unwrap();
+    tokio::time::sleep(OPENING_TIME + Duration::from_secs(1)).await;
+    quiet.send(&frame(6, 0, 0, &[7; 8])).unwrap();
+    let pong = std::iter::from_fn(|| quiet.next()).find(|frame| frame.kind == 6).unwrap();
+    assert_eq!(pong.payload, [7; 8]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_has_so_many_connections_and_gets_places_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--connections-per-address-max=4", "--admin-listen=127.0.1:0"];
+    let server = Server::start(&dir.path().join("data"), &args);
+    let mut open: Vec<_> = (0..4).map(|_| Raw::open(&server)).collect();
+    for raw in &mut open {
+        raw.next().unwrap();
+    }
+    assert!(Raw::connect(&server).next().is_none(), "the fifth is closed");
+    let refused = "accolade_refusals_total{reason=\"connections_of_address\"}";
+    assert_eq!(server.metric(refused), 1);
+    drop(open.pop());
+    let start = Instant::now();
+    while server.metric("accolade_connections") > 3 {
+        assert!(start.elapsed() < PATIENCE, "a place is given back");
+    }
+    answers(&server).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_are_so_many_connections_in_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &["--connections-max=4"]);
+    let mut open: Vec<_> = (0..4).map(|_| Raw::open(&server)).collect();
+    for raw in &mut open {
+        raw.next().unwrap();
+    }
+    assert!(Raw::connect(&server).next().is_none(), "the fifth is closed");
+}
+
+/// The system refuses connections before the settings do: waiting for files must not keep a core
+/// busy, and the store is not taken for damaged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_files_waits_for_them_quietly() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 128 && exec \"$@\"", "sh", BINARY, "serve"]);
+    command.arg("--data").arg(&data).arg("--listen=127.0.1:0");
+    let server = Server::run(command, &data.with_extension("log")).unwrap();
+    let mut client = server.storage().await;
+    let silent: Vec<_> = (0..300).map(|_| Raw::connect(&server)).collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = ticks(&server);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let used = ticks(&server) - before;
+    assert!(used < 40, "{used} of 200 ticks are used for nothing");
+    assert!(server.log().contains("no connection can be accepted"), "{}", server.log());
+    set(&mut client, delta("demo", "p", "adventure", 1)).await;
+    drop(silent);
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        let url = tonic::transport::Endpoint::from_shared(server.url()).unwrap();
+        let url = url.connect_timeout(Duration::from_secs(1)).timeout(Duration::from_secs(1));
+        if let Ok(channel) = url.connect().await {
+            let mut client = crate::support::StorageClient::new(channel);
+            let request = delta("demo", "p", "adventure", 1);
+            if client.set_achievement_storage(request).await.is_ok() {
+                return;
+            }
+        }
+    }
+    panic!("it does not accept again; its log:\n{}", server.log());
+}

@@ -1,0 +1,338 @@
+//! Tokens and quotas, from outside.
+
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use accolade::proto::v1::{
+    ApplyCatalogRequest, Definition, GetAchievementStorageRequest, GetCatalogRequest,
+    ListCompletionsRequest, ListTitlesRequest, StreamSetAchievementStorageRequest,
+    WatchCompletionsRequest, achievement_storage_service_client::AchievementStorageServiceClient,
+    catalog_service_client::CatalogServiceClient,
+    completion_service_client::CompletionServiceClient, set_achievement_storage_request::Change,
+    stream_set_achievement_storage_response::Outcome, watch_completions_response::Event,
+};
+use prost::Message;
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Code, Request, Status};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_types::StatusExt;
+
+use crate::support::{PATIENCE, Server, accolade, delta, fields, reason, text};
+
+/// A server with a file of tokens.
+struct Guarded {
+    server: Server,
+    file: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+/// A token as the command makes it, and its entry for the file.
+fn token(name: &str, titles: &[&str], scopes: &[&str]) -> (String, String) {
+    let mut args = vec!["token", name];
+    args.extend(titles.iter().flat_map(|title| ["--title", title]));
+    args.extend(scopes.iter().flat_map(|scope| ["--scope", scope]));
+    let made = accolade(&args);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let entry = text(&made.stdout);
+    let token = entry.lines().nth(1).unwrap().trim_start_matches("# ").to_owned();
+    (token, entry)
+}
+
+impl Guarded {
+    fn start(entries: &str, args: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokens.toml");
+        fs::write(&file, entries).unwrap();
+        let tokens = format!("--tokens={}", file.display());
+        let args: Vec<_> = [tokens.as_str()].iter().chain(args).copied().collect();
+        let server = Server::start(&dir.path().join("data"), &args);
+        Self { server, file, _dir: dir }
+    }
+}
+
+/// A request that carries a token.
+fn with<T>(token: &str, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
+fn get(title: &str) -> GetAchievementStorageRequest {
+    let (title, player_id) = (title.to_owned(), "p".to_owned());
+    GetAchievementStorageRequest { title, player_id, achievement_ids: Vec::new() }
+}
+
+fn watch(title: &str) -> WatchCompletionsRequest {
+    WatchCompletionsRequest { title: title.to_owned(), ..WatchCompletionsRequest::default() }
+}
+
+fn list(title: &str, after: &str) -> ListCompletionsRequest {
+    let (title, after) = (title.to_owned(), after.to_owned());
+    ListCompletionsRequest { title, after, ..ListCompletionsRequest::default() }
+}
+
+fn definitions() -> Vec<Definition> {
+    let node_id = "first_steps".to_owned();
+    vec![Definition { node_id, max_progress: 100, ..Definition::default() }]
+}
+
+fn refused<T>(answer: Result<T, Status>) -> (Code, String) {
+    let status = answer.err().expect("this is not allowed");
+    (status.code(), reason(&status))
+}
+
+/// Each kind of request, and how it ends: `None` where it is allowed.
+async fn try_all(server: &Server, token: &str, title: &str) -> [Option<(Code, String)>; 7] {
+    let channel = server.channel().await;
+    let mut storage = AchievementStorageServiceClient::new(channel.clone());
+    let mut completions = CompletionServiceClient::new(channel.clone());
+    let mut catalogs = CatalogServiceClient::new(channel);
+    let ended = |status: Status| (status.code(), reason(&status));
+    let (name, dry_run) = (title.to_owned(), true);
+    let definitions = definitions();
+    let apply =
+        ApplyCatalogRequest { title: name, dry_run, definitions, ..ApplyCatalogRequest::default() };
+    let catalog = GetCatalogRequest { title: title.to_owned() };
+    let sets = tokio_stream::iter([StreamSetAchievementStorageRequest {
+        tag: 1,
+        set: Some(delta(title, "p", "first_steps", 1)),
+    }]);
+    let mut stream_set = None;
+    match storage.stream_set_achievement_storage(with(token, sets)).await {
+        Err(status) => stream_set = Some(ended(status)),
+        Ok(answers) => {
+            let answer = answers.into_inner().message().await.unwrap().unwrap();
+            if let Some(Outcome::Status(status)) = answer.outcome {
+                let code = Code::from(status.code);
+                let details = status.encode_to_vec().into();
+                let status = Status::with_details(code, status.message, details);
+                stream_set = Some(ended(status));
+            }
+        }
+    }
+    [
+        storage.get_achievement_storage(with(token, get(title))).await.err().map(ended),
+        completions.list_completions(with(token, list(title, ""))).await.err().map(ended),
+        catalogs.get_catalog(with(token, catalog)).await.err().map(ended),
+        {
+            let set = delta(title, "p", "first_steps", 1);
+            storage.set_achievement_storage(with(token, set)).await.err().map(ended)
+        },
+        stream_set,
+        completions.watch_completions(with(token, watch(title))).await.err().map(ended),
+        catalogs.apply_catalog(with(token, apply)).await.err().map(ended),
+    ]
+}
+
+#[tokio::test]
+async fn without_a_token_only_health_is_answered() {
+    let (token, entry) = token("a", &[], &["read"]);
+    let guarded = Guarded::start(&entry, &[]);
+    let mut storage = guarded.server.storage().await;
+    let missing = (Code::Unauthenticated, "TOKEN_MISSING".to_owned());
+    let unknown = (Code::Unauthenticated, "TOKEN_UNKNOWN".to_owned());
+    assert_eq!(refused(storage.get_achievement_storage(get("demo")).await), missing);
+    let wrong = with(&token[1..], get("demo"));
+    assert_eq!(refused(storage.get_achievement_storage(wrong).await), unknown);
+    let mut titles = guarded.server.catalogs().await;
+    assert_eq!(refused(titles.list_titles(ListTitlesRequest {}).await), missing);
+    let sets = tokio_stream::pending::<StreamSetAchievementStorageRequest>();
+    assert_eq!(refused(storage.stream_set_achievement_storage(sets).await), missing);
+
+    storage.get_achievement_storage(with(&token, get("demo"))).await.unwrap();
+    let mut health = HealthClient::new(guarded.server.channel().await);
+    health.check(HealthCheckRequest::default()).await.expect("probes have no token");
+    let log = guarded.server.log();
+    assert!(!log.contains(&token) && !log.contains(&token[1..]), "a token is in the log:\n{log}");
+}
+
+#[tokio::test]
+async fn a_token_reaches_its_titles_and_scopes_only() {
+    let all = ["read", "write", "watch", "catalog", "admin"];
+    let made = all.map(|scope| token(scope, &["demo"], &[scope]));
+    let (everything, entry) = token("everything", &[], &all);
+    let entries = made.iter().map(|(_, entry)| entry.as_str()).collect::<String>() + &entry;
+    let guarded = Guarded::start(&entries, &[]);
+    let server = &guarded.server;
+
+    let forbidden = Some((Code::PermissionDenied, "FORBIDDEN".to_owned()));
+    // In the order of `try_all`: what each scope opens.
+    let opens = [
+        [true, true, true, false, false, false, false],
+        [false, false, false, true, true, false, false],
+        [false, false, false, false, false, true, false],
+        [false, false, false, false, false, false, true],
+        [false; 7],
+    ];
+    for (((token, _), opens), scope) in made.iter().zip(opens).zip(all) {
+        let ended = try_all(server, token, "demo").await;
+        let expected = opens.map(|is_open| if is_open { None } else { forbidden.clone() });
+        assert_eq!(ended, expected, "{scope}");
+        // Of another title it is not even told whether there is one.
+        for title in ["other", "nowhere"] {
+            let ended = try_all(server, token, title).await;
+            assert!(ended.iter().all(|it| *it == forbidden), "{scope}: {ended:?}");
+        }
+    }
+    let ended = try_all(server, &everything, "nowhere").await;
+    let not_found = Some((Code::NotFound, "TITLE_NOT_FOUND".to_owned()));
+    assert_eq!(ended[..6], vec![not_found; 6]);
+
+    // Titles that a token is not for are not listed, and a cursor does not lead there.
+    let mut catalogs = server.catalogs().await;
+    let title = "secret".to_owned();
+    let definitions = definitions();
+    let apply = ApplyCatalogRequest { title, definitions, ..ApplyCatalogRequest::default() };
+    catalogs.apply_catalog(with(&everything, apply)).await.unwrap();
+    let count = async |catalogs: &mut CatalogServiceClient<_>, token: &str| {
+        let listed = catalogs.list_titles(with(token, ListTitlesRequest {})).await.unwrap();
+        listed.into_inner().titles.len()
+    };
+    assert_eq!(count(&mut catalogs, &everything).await, 2);
+    assert_eq!(count(&mut catalogs, &made[0].0).await, 1);
+    let mut completions = server.completions().await;
+    let page = completions.list_completions(with(&everything, list("secret", ""))).await.unwrap();
+    let cursor = page.into_inner().cursor;
+    let stolen = completions.list_completions(with(&made[0].0, list("demo", &cursor))).await;
+    let status = stolen.expect_err("a cursor of another title");
+    assert_eq!((status.code(), fields(&status)), (Code::InvalidArgument, vec!["after".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_token_taken_away_ends_what_it_had_open_and_nothing_else() {
+    let (stays, kept) = token("stays", &["demo"], &["watch", "write"]);
+    let (goes, gone) = token("goes", &["demo"], &["watch", "write"]);
+    let guarded = Guarded::start(&format!("{kept}{gone}"), &[]);
+    let mut completions = guarded.server.completions().await;
+    let mut open = Vec::new();
+    for token in [&stays, &goes] {
+        let watch = completions.watch_completions(with(token, watch("demo"))).await.unwrap();
+        let mut watch = watch.into_inner();
+        assert!(matches!(watch.message().await.unwrap().unwrap().event, Some(Event::Started(_))));
+        open.push(watch);
+    }
+    let (sets, receiver) = tokio::sync::mpsc::channel(1);
+    let mut storage = guarded.server.storage().await;
+    let answers =
+        storage.stream_set_achievement_storage(with(&goes, ReceiverStream::new(receiver)));
+    let mut answers = answers.await.unwrap().into_inner();
+    let set = |player: &str| StreamSetAchievementStorageRequest {
+        tag: 1,
+        set: Some(delta("demo", player, "first_steps", 1)),
+    };
+    sets.send(set("p")).await.unwrap();
+    assert!(matches!(
+        answers.message().await.unwrap().unwrap().outcome,
+        Some(Outcome::Response(_))
+    ));
+
+    let (comes, new) = token("comes", &["demo"], &["write"]);
+    fs::write(&guarded.file, format!("{kept}{new}")).unwrap();
+    let ended = tokio::time::timeout(PATIENCE, open[1].message()).await.expect("it ends in time");
+    let revoked = (Code::Unauthenticated, "TOKEN_REVOKED".to_owned());
+    assert_eq!(refused(ended), revoked);
+    let ended = tokio::time::timeout(PATIENCE, answers.message()).await.expect("it ends in time");
+    assert_eq!(refused(ended), revoked);
+    let unknown = (Code::Unauthenticated, "TOKEN_UNKNOWN".to_owned());
+    let again = completions.watch_completions(with(&goes, watch("demo"))).await;
+    assert_eq!(refused(again), unknown);
+
+    // Who has the new token completes something, and who watches by the old one hears of it.
+    let mut finish = delta("demo", "q", "first_steps", i64::MAX);
+    finish.change = Some(Change::Finish(true));
+    storage.set_achievement_storage(with(&comes, finish)).await.unwrap();
+    let heard = tokio::time::timeout(PATIENCE, open[0].message()).await.expect("it goes on");
+    assert!(matches!(heard.unwrap().unwrap().event, Some(Event::Completion(_))));
+
+    // A file with a mistake changes nothing.
+    fs::write(&guarded.file, "[[tokens]]\nname = 1").unwrap();
+    let start = Instant::now();
+    while !guarded.server.log().contains("the old tokens stay") {
+        assert!(start.elapsed() < PATIENCE, "{}", guarded.server.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let set = delta("demo", "p", "first_steps", 1);
+    storage.set_achievement_storage(with(&stays, set)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_quota_refuses_with_the_time_to_wait_and_spares_other_titles() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["--title-requests-per-second-max=100", "--title-streams-max=2"];
+    let server = Server::start(&dir.path().join("data"), &args);
+    server.apply("quiet", &[("n", 5)]).await;
+    let mut storage = server.storage().await;
+    let mut refusals = Vec::new();
+    for _ in 0..300 {
+        if let Err(status) = storage.get_achievement_storage(get("demo")).await {
+            refusals.push(status);
+        }
+    }
+    // 300 requests take a moment, in which some more of them are allowed.
+    assert!((50..=200).contains(&refusals.len()), "{} refusals", refusals.len());
+    for status in &refusals {
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(reason(status), "QUOTA_EXCEEDED");
+        let wait = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap();
+        assert!(wait <= Duration::from_millis(20), "{wait:?}");
+    }
+    for _ in 0..50 {
+        storage.get_achievement_storage(get("quiet")).await.expect("another title has its own");
+    }
+    // A stream goes on: each set is refused for itself.
+    let sets = (0..150).map(|n| StreamSetAchievementStorageRequest {
+        tag: n,
+        set: Some(delta("quiet", "p", "n", 1)),
+    });
+    let answers = storage.stream_set_achievement_storage(tokio_stream::iter(sets)).await.unwrap();
+    let answers: Vec<_> = answers.into_inner().collect().await;
+    assert_eq!(answers.len(), 150);
+    let is_refused = |outcome: &Outcome| {
+        matches!(outcome, Outcome::Status(status)
+        if status.code == Code::ResourceExhausted as i32)
+    };
+    let refused =
+        answers.into_iter().filter(|it| is_refused(it.as_ref().unwrap().outcome.as_ref().unwrap()));
+    assert!((1..=149).contains(&refused.count()));
+}
+
+#[tokio::test]
+async fn streams_beyond_a_quota_are_refused_until_one_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &["--title-streams-max=2"]);
+    let mut completions = server.completions().await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        open.push(completions.watch_completions(watch("demo")).await.unwrap());
+    }
+    let full = completions.watch_completions(watch("demo")).await;
+    assert_eq!(refused(full), (Code::ResourceExhausted, "STREAMS_EXHAUSTED".to_owned()));
+    open.pop();
+    let start = Instant::now();
+    while completions.watch_completions(watch("demo")).await.is_err() {
+        assert!(start.elapsed() < PATIENCE, "a stream that ended gives its place back");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[test]
+fn a_bad_file_of_tokens_is_told_with_every_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("tokens.toml");
+    fs::write(&file, "[[tokens]]\nname = \"a\"\nscopes = [\"fly\"]").unwrap();
+    let tokens = format!("--tokens={}", file.display());
+    for command in ["serve", "check-config"] {
+        let data = dir.path().join("data").display().to_string();
+        let said = accolade(&[command, "--listen=127.0.0.1:0", "--data", &data, &tokens]);
+        assert_eq!(said.status.code(), Some(64));
+        let said = text(&said.stderr);
+        for part in ["tokens.toml", "tokens[0]", "`sha256`", "`titles`", "\"fly\""] {
+            assert!(said.contains(part), "{part} is missing from:\n{said}");
+        }
+    }
+    assert!(!dir.path().join("data").exists(), "nothing is made before the settings are sound");
+}
