@@ -245,7 +245,7 @@ async fn a_flood_of_empty_frames_harms_nobody_else() {
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_say_nothing_are_closed_and_keep_nobody_out() {
     let dir = tempfile::tempdir().unwrap();
-    let args = ["--admin-listen=127.0.1:0"];
+    let args = ["--admin-listen=127.0.0.1:0"];
     let server = Server::start(&dir.path().join("data"), &args);
     let mut silent: Vec<_> = (0..800).map(|_| Raw::connect(&server)).collect();
     silent[0].send(b"PRI * HT").unwrap();
@@ -276,7 +276,7 @@ async fn connections_that_say_nothing_are_closed_and_keep_nobody_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_has_so_many_connections_and_gets_places_back() {
     let dir = tempfile::tempdir().unwrap();
-    let args = ["--connections-per-address-max=4", "--admin-listen=127.0.1:0"];
+    let args = ["--connections-per-address-max=4", "--admin-listen=127.0.0.1:0"];
     let server = Server::start(&dir.path().join("data"), &args);
     let mut open: Vec<_> = (0..4).map(|_| Raw::open(&server)).collect();
     for raw in &mut open {
@@ -312,7 +312,7 @@ async fn a_server_without_files_waits_for_them_quietly() {
     let data = dir.path().join("data");
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n 128 && exec \"$@\"", "sh", BINARY, "serve"]);
-    command.arg("--data").arg(&data).arg("--listen=127.0.1:0");
+    command.arg("--data").arg(&data).arg("--listen=127.0.0.1:0");
     let server = Server::run(command, &data.with_extension("log")).unwrap();
     let mut client = server.storage().await;
     let silent: Vec<_> = (0..300).map(|_| Raw::connect(&server)).collect();

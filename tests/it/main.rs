@@ -3,16 +3,25 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[cfg(target_os = "linux")]
+#[path = "../support/disk.rs"]
+mod disk;
+
 mod abuse;
 mod access;
 mod architecture;
 mod bad_input;
 mod catalog;
 mod command_line;
+#[cfg(target_os = "linux")]
+mod disk_faults;
 mod documents;
 mod durability;
 mod lifecycle;
+mod linear;
 mod metrics;
+#[cfg(target_os = "linux")]
+mod power_cut;
 mod story;
 mod stream_set;
 mod tls;

@@ -7,7 +7,7 @@ use crate::support::{Server, Watch, delta, get, set};
 #[tokio::test]
 async fn metrics_count_what_happens() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(&dir.path().join("data"), &["--admin-listen=127.0.1:0"]);
+    let server = Server::start(&dir.path().join("data"), &["--admin-listen=127.0.0.1:0"]);
     let mut storage = server.storage().await;
     let mut watch = Watch::after(&server, "demo", "").await;
     let mut request = delta("demo", "secret-player", "first_steps", 1);
@@ -60,7 +60,7 @@ async fn metrics_count_what_happens() {
 #[tokio::test]
 async fn labels_come_from_a_closed_set() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(&dir.path().join("data"), &["--admin-listen=127.0.1:0"]);
+    let server = Server::start(&dir.path().join("data"), &["--admin-listen=127.0.0.1:0"]);
     let mut client = tonic::client::Grpc::new(server.channel().await);
     let series = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
     let mut counts = Vec::new();
@@ -82,7 +82,7 @@ async fn labels_come_from_a_closed_set() {
 #[tokio::test]
 async fn probes_tell_alive_from_ready() {
     let dir = tempfile::tempdir().unwrap();
-    let args = ["--admin-listen=127.0.1:0", "--drain-seconds-max=3"];
+    let args = ["--admin-listen=127.0.0.1:0", "--drain-seconds-max=3"];
     let server = Server::start(&dir.path().join("data"), &args);
     for path in ["/livez", "/readyz"] {
         assert!(server.admin(path).0.contains("200"), "{path}");

@@ -1,6 +1,8 @@
 //! Runs the real binary and talks to it.
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+pub mod history;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
