@@ -1,1 +1,205 @@
+//! Disks that fail: at any call, an error instead of an answer, and everything answered is there
+//! when the disk works again.
 
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use accolade::proto::v1::SetAchievementStorageRequest;
+use tonic::{Code, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{
+    disk::{Call, Disk, Fail, Faults},
+    support::{BINARY, PATIENCE, Server, StorageClient, delta, get, reason},
+};
+
+/// Health must have changed so long after the first error.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(1);
+
+fn mount(folder: &tempfile::TempDir) -> Option<Disk> {
+    match Disk::mount(folder.path()) {
+        Ok(disk) => Some(disk),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+fn start(disk: &Disk, log: &Path) -> Result<Server, String> {
+    let mut command = Command::new(BINARY);
+    command.args(["serve", "--listen=127.0.0.1:0", "--data"]).arg(disk.path().join("data"));
+    Server::run(command, log)
+}
+
+fn add(extra: usize) -> SetAchievementStorageRequest {
+    let mut request = delta("demo", &format!("p{}", fastrand::u32(..)), "first_steps", 1);
+    if extra > 0 {
+        request.extra = Some("x".repeat(extra));
+        request.expected_version = Some(0);
+    }
+    request
+}
+
+/// Sets until one fails; gives the players of those that were answered, and the failure.
+async fn set_until_failure(
+    client: &mut StorageClient,
+    extra: usize,
+    sets_max: usize,
+) -> (Vec<String>, Option<Status>) {
+    let mut answered = Vec::new();
+    for _ in 0..sets_max {
+        let request = add(extra);
+        let player = request.player_id.clone();
+        match client.set_achievement_storage(request).await {
+            Ok(_) => answered.push(player),
+            Err(status) => return (answered, Some(status)),
+        }
+    }
+    (answered, None)
+}
+
+async fn expect_all(client: &mut StorageClient, players: &[String]) {
+    for player in players {
+        assert_eq!(
+            get(client, "demo", player).await.len(),
+            1,
+            "{player} was answered, and is gone"
+        );
+    }
+}
+
+/// What a failed write must look like from outside.
+async fn expect_poisoned(server: &Server, client: &mut StorageClient, answered: &[String]) {
+    let failed = Instant::now();
+    let mut health = HealthClient::new(server.channel().await);
+    loop {
+        let answer = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
+        if answer.status() == ServingStatus::NotServing {
+            break;
+        }
+        assert!(failed.elapsed() < HEALTH_PATIENCE, "health still says SERVING");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let status = client.set_achievement_storage(add(0)).await.expect_err("no more writes");
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "STORE_POISONED"));
+    expect_all(client, answered).await;
+    assert!(server.log().contains("a write failed"), "{}", server.log());
+}
+
+/// One server on the disk with these faults, from its start to its end; gives who was answered.
+async fn fail_once(disk: &Disk, log: &Path, faults: Faults, extra: usize) -> (Vec<String>, bool) {
+    let server = start(disk, log).unwrap();
+    let mut client = server.storage().await;
+    disk.set_faults(faults);
+    let (answered, failure) = set_until_failure(&mut client, extra, 300).await;
+    if let Some(failure) = &failure {
+        assert_eq!(failure.code(), Code::Unavailable, "{faults:?}: {failure:?}");
+        expect_poisoned(&server, &mut client, &answered).await;
+    }
+    server.kill();
+    disk.set_faults(Faults::default());
+    let _ = fs::remove_file(log);
+    (answered, failure.is_some())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_or_sync_that_fails_ends_writes_and_loses_nothing() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(disk) = mount(&folder) else { return };
+    let log = scratch.path().join("log");
+    let (mut all, mut failures) = (Vec::new(), 0);
+    for call in [Call::Write, Call::Sync] {
+        for (nth, forever) in (1..=12).flat_map(|nth| [(nth, false), (nth, true)]) {
+            let fail = Some(Fail { call, nth, errno: libc::EIO, forever });
+            let faults = Faults { fail, forget_failed: true, ..Faults::default() };
+            let (answered, has_failed) = fail_once(&disk, &log, faults, 0).await;
+            all.extend(answered);
+            failures += usize::from(has_failed);
+        }
+    }
+    assert_eq!(failures, 48, "each of them is noticed");
+    let server = start(&disk, &log).unwrap();
+    expect_all(&mut server.storage().await, &all).await;
+    println!("{failures} failures, {} answered sets are there", all.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_write_is_finished() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(disk) = mount(&folder) else { return };
+    let log = scratch.path().join("log");
+    let mut all = Vec::new();
+    for nth in 1..=10 {
+        let faults = Faults { short_write: Some(nth), ..Faults::default() };
+        let (answered, has_failed) = fail_once(&disk, &log, faults, 0).await;
+        assert!(!has_failed && answered.len() == 300);
+        all.extend(answered);
+    }
+    let server = start(&disk, &log).unwrap();
+    expect_all(&mut server.storage().await, &all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_ends_writes_and_opens_again_when_it_has_room() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(disk) = mount(&folder) else { return };
+    let log = scratch.path().join("log");
+    let (mut all, mut failures) = (Vec::new(), 0);
+    for megabytes in [1, 2, 3, 4, 6, 8, 9] {
+        let faults = Faults { capacity: Some(megabytes << 20), ..Faults::default() };
+        let (answered, has_failed) = fail_once(&disk, &log, faults, 16_000).await;
+        all.extend(answered);
+        failures += usize::from(has_failed);
+        // Still full: it opens and reads, or says that it needs room.
+        disk.set_faults(faults);
+        match start(&disk, &log) {
+            Ok(server) => expect_all(&mut server.storage().await, &all).await,
+            Err(said) => assert!(said.contains("No space left"), "{said}"),
+        }
+        disk.set_faults(Faults::default());
+        let _ = fs::remove_file(&log);
+        let server = start(&disk, &log).unwrap();
+        expect_all(&mut server.storage().await, &all).await;
+        server.kill();
+    }
+    assert!(failures >= 4, "{failures} times full");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_fails_while_opening_is_told_and_harms_nothing() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(disk) = mount(&folder) else { return };
+    let log = scratch.path().join("log");
+    let (mut all, mut refused) = (Vec::new(), 0);
+    for (call, last) in [(Call::Any, 60), (Call::Write, 6), (Call::Sync, 12)] {
+        for nth in 1..=last {
+            let fail = Some(Fail { call, nth, errno: libc::EIO, forever: false });
+            disk.set_faults(Faults { fail, forget_failed: true, ..Faults::default() });
+            let begun = Instant::now();
+            println!("--- {call:?} {nth}");
+            match start(&disk, &log) {
+                Ok(server) => drop(server),
+                Err(said) => {
+                    refused += 1;
+                    println!("{said}");
+                    assert!(said.contains("accolade: the data folder"), "{call:?} {nth}: {said}");
+                }
+            }
+            assert!(begun.elapsed() < PATIENCE / 2, "{call:?} {nth}: it hangs");
+            let (answered, has_failed) = fail_once(&disk, &log, Faults::default(), 0).await;
+            assert!(!has_failed);
+            all.extend(answered.into_iter().take(20));
+        }
+    }
+    let server = start(&disk, &log).unwrap();
+    expect_all(&mut server.storage().await, &all).await;
+    println!("{refused} times it did not open");
+    assert!(refused > 10, "{refused} times it did not open");
+}

@@ -38,7 +38,7 @@ use crate::{
         Catalog, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, Record, Ruling, Title, decide,
     },
     metrics::METRICS,
-    proto::rows::{CompletionRow, FeedRow},
+    proto::rows::{CompletionRow, FeedRow, StoreRow},
     store::{
         Applied, ApplyError, CatalogError, Retention, StoreError, StoreHealth, StoredCatalog,
         cursor::CursorCodec,
@@ -63,6 +63,8 @@ pub(super) struct Committer {
     pub(super) applied_feeds: HashMap<Title, (Arc<TitleFeed>, FeedEnds)>,
     pub(super) cursors: CursorCodec,
     pub(super) clock: Arc<dyn Clock>,
+    /// The store's own row, as of the last group.
+    pub(super) row: StoreRow,
     pub(super) health: watch::Sender<StoreHealth>,
     pub(super) stopwatch: Stopwatch,
     pub(super) unanswered: Unanswered,
@@ -77,6 +79,8 @@ struct Group {
     batch: Batch,
     bytes: usize,
     jobs: usize,
+    /// Changes of records, each of which is one more version.
+    stored: u64,
     changes: Changes,
     feeds: HashMap<Title, (Arc<TitleFeed>, FeedEnds)>,
     answers: Vec<Answer>,
@@ -212,6 +216,7 @@ impl Committer {
             group.write(key, Some(value));
         }
         if !changes.is_empty() {
+            group.stored += changes.len() as u64;
             group.change(&update.key, changes);
             if feed.ends().head < ends.head {
                 group.feeds.insert(title.clone(), (feed, ends));
@@ -323,7 +328,7 @@ impl Committer {
 
     /// Applies a group and has it published; `is_alone` where no other job waits.
     fn seal(&mut self, group: Group, is_alone: bool) {
-        let Group { batch, bytes, changes, feeds, answers, .. } = group;
+        let Group { mut batch, bytes, stored, changes, feeds, answers, .. } = group;
         if bytes == 0 && answers.is_empty() {
             return;
         }
@@ -340,6 +345,11 @@ impl Committer {
             extended.push((feed, ends));
         }
         if bytes > 0 {
+            self.row.groups += 1;
+            self.row.changes += stored;
+            let key = keys::Key::Store.encode();
+            let value = frame::encode(&key, &self.row);
+            batch.insert(key, value);
             self.view.hide(Arc::new(changes));
             self.stopwatch.start();
             let applied = self.view.tree().apply_batch(batch);
@@ -349,7 +359,7 @@ impl Committer {
                 return;
             }
         }
-        let sealed = Sealed { has_written: bytes > 0, feeds: extended };
+        let sealed = Sealed { number: (bytes > 0).then_some(self.row.groups), feeds: extended };
         self.handover.hand_over(sealed, is_alone, &self.publisher);
     }
 }

@@ -9,6 +9,7 @@ mod commit;
 mod feeds;
 mod frame;
 mod keys;
+mod mark;
 mod open;
 mod publish;
 mod read;
@@ -126,7 +127,10 @@ impl SledStore {
         let health = watch::Sender::new(StoreHealth::Serving);
         let unanswered = Unanswered::default();
         let (applying, syncing) = (Stopwatch::default(), Stopwatch::default());
-        watchdog::start([&applying, &syncing], &unanswered, health.clone(), commit_time_max);
+        let config = opened.config;
+        let failure = move || config.global_error().err().map(|error| error.to_string());
+        let watched = [&applying, &syncing];
+        watchdog::start(watched, &unanswered, health.clone(), commit_time_max, failure);
 
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS_MAX);
         let (publisher, groups) = std::sync::mpsc::sync_channel(0);
@@ -134,6 +138,7 @@ impl SledStore {
             view: view.clone(),
             health: health.clone(),
             sync_log,
+            mark: opened.mark,
             blobs,
             stopwatch: syncing,
             unanswered: unanswered.clone(),
@@ -145,6 +150,7 @@ impl SledStore {
             applied_feeds: HashMap::new(),
             cursors,
             clock,
+            row: opened.row,
             health: health.clone(),
             stopwatch: applying,
             unanswered,
@@ -363,6 +369,9 @@ fn read_feed(
     Ok(completions)
 }
 
+#[cfg(test)]
+#[path = "corruption_tests.rs"]
+mod corruption_tests;
 #[cfg(test)]
 #[path = "sled_tests.rs"]
 mod tests;

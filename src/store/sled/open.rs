@@ -13,9 +13,11 @@
 use std::{
     ffi::OsStr,
     fs::{self, File, TryLockError},
-    io,
+    io::{self, Read},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
     time::Duration,
 };
 
@@ -26,8 +28,10 @@ use super::{
     bounds::SEGMENT_BYTES,
     catalogs, frame,
     keys::Key,
+    mark::{self, Mark},
     sync_file_range,
     verify::{Report, verify},
+    watchdog::FAILURE_POLL,
 };
 use crate::{proto::rows::StoreRow, store::StoreError};
 
@@ -82,8 +86,11 @@ pub enum OpenError {
 /// A data folder that is open and sound.
 pub(super) struct Opened {
     pub(super) db: Db,
+    /// Knows of failures on sled's own threads.
+    pub(super) config: sled::Config,
     pub(super) report: Report,
     pub(super) row: StoreRow,
+    pub(super) mark: Option<Mark>,
     /// Our own handle to sled's log, to sync it.
     pub(super) log: File,
     /// sled's own folder.
@@ -104,20 +111,25 @@ pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
     // Also of a store that a process made and was killed before it could sync the rename.
     sync_dir(dir)?;
 
-    let opened = open_existing(lock, store, cache_bytes)?;
-    let Opened { db, store, .. } = &opened;
+    let mut opened = open_existing(lock, store, cache_bytes)?;
+    let Opened { db, config, store, .. } = &opened;
     let broken = |error: StoreError| unreadable(store)(error.to_string());
     let failed = |error: sled::Error| unreadable(store)(error.to_string());
     for (key, _) in catalogs::leftovers(db).map_err(broken)?.into_iter().flatten() {
         db.remove(key).map_err(failed)?;
     }
-    let row = StoreRow { open_count: opened.row.open_count + 1, ..opened.row };
+    let open_count = opened.row.open_count + 1;
+    // The changes are what verify found; a store of a version that did not count begins here.
+    let row = StoreRow { open_count, changes: opened.report.changes, ..opened.row };
     let calls = sync_file_range::calls();
-    write_store_row(db, &row).map_err(failed)?;
+    write_store_row(db, config, row).map_err(failed)?;
     if cfg!(target_os = "linux") && sync_file_range::calls() == calls {
         return Err(OpenError::NotSynced);
     }
     opened.log.sync_data().map_err(at(store))?;
+    let path = mark::path(dir);
+    opened.mark = Some(Mark::open(&path, row.store_id).map_err(at(&path))?);
+    opened.row = row;
     Ok(opened)
 }
 
@@ -134,19 +146,34 @@ fn open_existing(lock: File, store: PathBuf, cache_bytes: u64) -> Result<Opened,
     let log_path = store.join("db");
     let log = File::options().read(true).write(true).open(&log_path).map_err(at(&log_path))?;
     wait_until_closed(&log, &store)?;
+    // What cannot be read sled takes for the end of its log, and overwrites. So everything is read
+    // once before sled may touch it; then it is in memory, or the error is told.
+    read_files(&store)?;
     // What a crash left in the page cache must not be lost by the next power cut.
     log.sync_data().map_err(at(&log_path))?;
     check_blobs(&store)?;
-    let db = open_sled(&store, cache_bytes)?;
+    let (db, config) = open_sled(&store, cache_bytes)?;
     log.sync_data().map_err(at(&log_path))?;
     sync_dir(&store)?;
 
     let broken = |error: StoreError| unreadable(&store)(error.to_string());
-    let report = verify(&db).map_err(broken)?;
+    let mut report = verify(&db).map_err(broken)?;
+    if let Some(row) = report.store {
+        let path = mark::path(store.parent().unwrap_or(Path::new("")));
+        let durable = mark::read(&path, row.store_id).map_err(at(&path))?;
+        if let Some(durable) = durable.filter(|durable| *durable > row.groups) {
+            report.problem(format!(
+                "{durable} groups were durable, {} are there: the log has lost its end (to go on \
+                 without what is lost, remove `{}`)",
+                row.groups,
+                path.display()
+            ));
+        }
+    }
     let Some(row) = report.store.filter(|_| report.problems.is_empty()) else {
         return Err(OpenError::Damaged { path: store, problems: report.problems });
     };
-    Ok(Opened { db, report, row, log, store, lock })
+    Ok(Opened { db, config, report, row, mark: None, log, store, lock })
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
@@ -163,7 +190,7 @@ fn take_lock(file: &File, dir: &Path) -> Result<(), OpenError> {
             Ok(()) => return Ok(()),
             Err(TryLockError::Error(source)) => return Err(at(dir)(source)),
             Err(TryLockError::WouldBlock) if attempt == LOCK_ATTEMPTS => break,
-            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
         }
     }
     Err(OpenError::InUse(dir.to_owned()))
@@ -179,9 +206,10 @@ fn wait_until_closed(log: &File, store: &Path) -> Result<(), OpenError> {
 fn create_store(dir: &Path, store: &Path) -> Result<(), OpenError> {
     let creating = dir.join("store.creating");
     {
-        let db = open_sled(&creating, 1 << 20)?;
-        let row = StoreRow { store_id: fastrand::u64(..), open_count: 0 };
-        write_store_row(&db, &row).map_err(|error| unreadable(&creating)(error.to_string()))?;
+        let (db, config) = open_sled(&creating, 1 << 20)?;
+        let row = StoreRow { store_id: fastrand::u64(..), ..StoreRow::default() };
+        let written = write_store_row(&db, &config, row);
+        written.map_err(|error| unreadable(&creating)(error.to_string()))?;
     }
     let log = creating.join("db");
     wait_until_closed(&File::open(&log).map_err(at(&log))?, &creating)?;
@@ -207,14 +235,32 @@ fn create_dir(dir: &Path) -> Result<(), OpenError> {
     }
 }
 
-fn write_store_row(db: &Db, row: &StoreRow) -> sled::Result<()> {
-    let key = Key::Store.encode();
-    let value = frame::encode(&key, row);
-    db.insert(key, value)?;
-    db.flush().map(drop)
+/// On a thread of its own: where sled fails on one of its threads, it may never come back.
+fn write_store_row(db: &Db, config: &sled::Config, row: StoreRow) -> sled::Result<()> {
+    let (done, is_done) = mpsc::channel();
+    let tree = (**db).clone();
+    let writing = move || {
+        let key = Key::Store.encode();
+        let value = frame::encode(&key, &row);
+        let written = tree.insert(key, value).and_then(|_| tree.flush()).map(drop);
+        // Whoever is told must be the last who holds the tree.
+        drop(tree);
+        let _ = done.send(written);
+    };
+    let started = thread::Builder::new().name("open".to_owned()).spawn(writing);
+    started.expect("a thread can be started while the store opens");
+    loop {
+        match is_done.recv_timeout(FAILURE_POLL) {
+            Ok(written) => return written,
+            Err(RecvTimeoutError::Timeout) => config.global_error()?,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(sled::Error::ReportableBug("sled panicked".to_owned()));
+            }
+        }
+    }
 }
 
-fn open_sled(store: &Path, cache_bytes: u64) -> Result<Db, OpenError> {
+fn open_sled(store: &Path, cache_bytes: u64) -> Result<(Db, sled::Config), OpenError> {
     remove_half_written_snapshots(store)?;
     let db = match try_open_sled(store, cache_bytes) {
         Err(sled::Error::Corruption { .. }) => {
@@ -227,18 +273,19 @@ fn open_sled(store: &Path, cache_bytes: u64) -> Result<Db, OpenError> {
 }
 
 /// sled panics on some kinds of damage; that is an error of the folder, not of this program.
-fn try_open_sled(store: &Path, cache_bytes: u64) -> sled::Result<Db> {
+fn try_open_sled(store: &Path, cache_bytes: u64) -> sled::Result<(Db, sled::Config)> {
     let config = sled::Config::new()
         .path(store)
         .segment_size(SEGMENT_BYTES)
         .cache_capacity(cache_bytes)
         .flush_every_ms(None)
         .use_compression(false);
-    catch_unwind(AssertUnwindSafe(|| config.open())).unwrap_or_else(|panic| {
+    let opened = catch_unwind(AssertUnwindSafe(|| config.open())).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
         Err(sled::Error::ReportableBug(text.unwrap_or_else(|| "sled panicked".to_owned())))
-    })
+    });
+    opened.map(|db| (db, config))
 }
 
 /// A snapshot that a crash cut short keeps sled from opening; sled makes a new one.
@@ -286,6 +333,19 @@ fn check_blobs(store: &Path) -> Result<(), OpenError> {
         true => Ok(()),
         false => Err(unreadable(store)("it has files in `blobs`, which are never synced".into())),
     }
+}
+
+/// Reads every file of a folder to its end.
+fn read_files(dir: &Path) -> Result<(), OpenError> {
+    let mut buffer = vec![0; 1 << 20];
+    for entry in fs::read_dir(dir).map_err(at(dir))? {
+        let path = entry.map_err(at(dir))?.path();
+        if path.is_file() {
+            let mut file = File::open(&path).map_err(at(&path))?;
+            while file.read(&mut buffer).map_err(at(&path))? > 0 {}
+        }
+    }
+    Ok(())
 }
 
 /// Syncs every file and folder below, and the folder itself.

@@ -25,6 +25,7 @@ use tokio::{
 use super::{
     bounds::{GROUP_JOBS_MAX, GROUP_JOBS_MIN},
     feeds::{FeedEnds, TitleFeed},
+    mark::Mark,
     view::DurableView,
     watchdog::{Stopwatch, poison},
 };
@@ -41,7 +42,8 @@ pub(super) type Unanswered = Arc<Mutex<VecDeque<Vec<Answer>>>>;
 
 /// A group that is applied; its answers wait in [`Unanswered`].
 pub(super) struct Sealed {
-    pub(super) has_written: bool,
+    /// Its number among all groups of the store; `None` where it has written nothing.
+    pub(super) number: Option<u64>,
     /// The feeds it changes, as they are after it.
     pub(super) feeds: Vec<(Arc<TitleFeed>, FeedEnds)>,
 }
@@ -88,6 +90,7 @@ pub(super) struct Publisher {
     pub(super) view: Arc<DurableView>,
     pub(super) health: watch::Sender<StoreHealth>,
     pub(super) sync_log: SyncLog,
+    pub(super) mark: Option<Mark>,
     /// Where sled would put blobs, which it never syncs; and when that folder last changed.
     pub(super) blobs: (PathBuf, SystemTime),
     pub(super) stopwatch: Stopwatch,
@@ -154,10 +157,12 @@ impl Publisher {
             return None;
         }
         let mut sync_time = None;
-        if group.has_written {
+        if let Some(number) = group.number {
             let start = Instant::now();
             self.stopwatch.start();
-            let synced = (self.sync_log)().and_then(|()| self.check_blobs());
+            let synced = (self.sync_log)()
+                .and_then(|()| self.check_blobs())
+                .and_then(|()| self.mark.as_ref().map_or(Ok(()), |mark| mark.set(number)));
             self.stopwatch.stop();
             if let Err(error) = synced {
                 poison(&self.health, &self.unanswered, &error.to_string());

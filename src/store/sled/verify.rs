@@ -40,6 +40,8 @@ pub struct Report {
     pub problems: Vec<String>,
     pub(super) feeds: HashMap<Title, FeedEnds>,
     pub(super) store: Option<StoreRow>,
+    /// Sum of the versions of all records.
+    pub(super) changes: u64,
     /// Sum over completed records whose completion is retained, less the sum over completions.
     difference: u64,
 }
@@ -57,8 +59,13 @@ pub(super) fn verify(tree: &Tree) -> Result<Report, StoreError> {
             report.problem(error.to_string());
         }
     }
-    if report.store.is_none() {
-        report.problem("the store has no row of its own".to_owned());
+    match report.store {
+        None => report.problem("the store has no row of its own".to_owned()),
+        Some(StoreRow { groups: 1.., changes, .. }) if changes != report.changes => {
+            let found = report.changes;
+            report.problem(format!("{changes} changes of records were stored, {found} are there"));
+        }
+        Some(_) => {}
     }
     if let Err(error) = catalogs::load(tree) {
         report.problem(error.to_string());
@@ -72,7 +79,7 @@ pub(super) fn verify(tree: &Tree) -> Result<Report, StoreError> {
 // === impl Report ===
 
 impl Report {
-    fn problem(&mut self, problem: String) {
+    pub(super) fn problem(&mut self, problem: String) {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(problem);
         }
@@ -109,6 +116,7 @@ impl Report {
     ) -> Result<(), StoreError> {
         self.records += 1;
         let stored = read_record(key, value)?;
+        self.changes = self.changes.wrapping_add(stored.record.state.version.get());
         let sequence = stored.completion_sequence;
         let trimmed = self.feeds.get(&player.title).map_or(0, |ends| ends.trimmed_through);
         if sequence > trimmed {

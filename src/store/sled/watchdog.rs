@@ -1,8 +1,9 @@
 //! Ends all writes when one failed, and notices a commit that does not end.
 //!
 //! Some failures inside sled 0.34.7 are not told to whoever waits in `flush`: a write that fails on
-//! one of its threads sets an error but wakes nobody. The publisher would then wait for ever, with
-//! a store that looks healthy. So a commit that takes too long counts as failed.
+//! one of its threads sets an error but may wake nobody. The publisher would then wait for ever,
+//! with a store that looks healthy. So sled is asked for that error all the time, and a commit that
+//! takes too long without one counts as failed as well.
 
 use std::{
     sync::{Arc, Weak},
@@ -19,6 +20,9 @@ use crate::store::StoreHealth;
 /// Longest call into sled for one group. A healthy one takes milliseconds, on a spinning disk under
 /// load seconds.
 pub(super) const COMMIT_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How often sled is asked whether something failed.
+pub(super) const FAILURE_POLL: Duration = Duration::from_millis(50);
 
 /// When the call under way began; none is under way by default.
 #[derive(Clone, Default)]
@@ -51,21 +55,26 @@ pub(super) fn start(
     unanswered: &Unanswered,
     health: watch::Sender<StoreHealth>,
     commit_time_max: Duration,
+    failure: impl Fn() -> Option<String> + Send + 'static,
 ) {
     let watched: [Weak<Mutex<_>>; 2] = stopwatches.map(|watch| Arc::downgrade(&watch.0));
     let unanswered = Arc::downgrade(unanswered);
-    let pause = (commit_time_max / 10).min(Duration::from_secs(1));
     let work = move || {
         while let Some(unanswered) = unanswered.upgrade() {
             if *health.borrow() == StoreHealth::Poisoned {
                 return;
             }
             let began = watched.iter().filter_map(|watch| *watch.upgrade()?.lock()).min();
+            if began.is_some()
+                && let Some(cause) = failure()
+            {
+                return poison(&health, &unanswered, &cause);
+            }
             if began.is_some_and(|began| began.elapsed() > commit_time_max) {
                 return poison(&health, &unanswered, "a commit does not end");
             }
             drop(unanswered);
-            thread::sleep(pause);
+            thread::sleep(FAILURE_POLL);
         }
     };
     let started = thread::Builder::new().name("commit-watchdog".to_owned()).spawn(work);

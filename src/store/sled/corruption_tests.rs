@@ -1,0 +1,137 @@
+//! Bits that flip and files that get shorter while the store is closed: refused, or exactly right.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use super::*;
+use crate::testing::{TestClock, Update, player, title};
+
+const CACHE: u64 = 1 << 20;
+const PLAYERS: usize = 60;
+
+/// `make soak` sets more.
+fn cases() -> usize {
+    std::env::var("ACCOLADE_CORRUPTIONS").map_or(300, |text| text.parse().expect("a number"))
+}
+
+/// Everything that a store shows.
+type Shown = (BTreeMap<String, Vec<(NodeId, State)>>, Vec<Completion>, Vec<String>);
+
+async fn shown(store: &SledStore) -> Result<Shown, String> {
+    let mut records = BTreeMap::new();
+    for n in 0..PLAYERS {
+        let id = format!("p{n}");
+        let of = store.records(&player("t", &id)).await.map_err(|error| error.to_string())?;
+        records.insert(id, of);
+    }
+    let bounds = store.feed_bounds(&title("t")).await.map_err(|error| error.to_string())?;
+    let feed = store.completions(&title("t"), &bounds.oldest, 10_000).await;
+    let catalogs = store.catalogs().await.map_err(|error| error.to_string())?;
+    let catalogs = catalogs.iter().map(|stored| format!("{stored:?}")).collect();
+    Ok((records, feed.map_err(|error| error.to_string())?, catalogs))
+}
+
+/// A store over several generations, with a snapshot and a log behind it.
+async fn fill(dir: &Path) -> Shown {
+    for generation in 0..3 {
+        let store = SledStore::open(dir, CACHE, TestClock::at(1000)).unwrap();
+        let catalog = Arc::new(crate::testing::catalog(&[("n", 10)]));
+        store.replace_catalog(&title("t"), generation, catalog).await.unwrap();
+        for n in 0..4 * PLAYERS {
+            let update = Update::of("t", &format!("p{}", n % PLAYERS));
+            store.apply(update.delta("n", 10, 1).build()).await.unwrap();
+        }
+        store
+            .trim_feed(&title("t"), Retention { count: Some(50), completed_since: None })
+            .await
+            .unwrap();
+    }
+    let store = SledStore::open(dir, CACHE, TestClock::at(1000)).unwrap();
+    shown(&store).await.unwrap()
+}
+
+/// What became of a store that was damaged: `None` where it was refused.
+fn open_damaged(dir: &Path) -> Option<Result<Shown, String>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let opened = SledStore::open(dir, CACHE, TestClock::at(1000)).ok()?;
+    Some(runtime.block_on(shown(&opened)))
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+            continue;
+        }
+        let bytes = fs::read(&from).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        fs::write(&to, &bytes[..used]).unwrap();
+        File::options().write(true).open(&to).unwrap().set_len(bytes.len() as u64).unwrap();
+    }
+}
+
+/// Damages the copy, and compares what is left of it with what was there.
+fn judge(right: &Shown, original: &Path, what: &str, damage: impl FnOnce(&Path)) -> bool {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("data");
+    copy(original, &dir);
+    damage(&dir);
+    // sled may panic later than at open; then nothing wrong was said.
+    match catch_unwind(AssertUnwindSafe(|| open_damaged(&dir))) {
+        Ok(Some(Ok(found))) => {
+            assert!(found == *right, "{what}: it opens, and something is missing or wrong");
+            true
+        }
+        Ok(None | Some(Err(_))) | Err(_) => false,
+    }
+}
+
+#[test]
+fn damage_to_any_file_is_refused_or_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let original = dir.path().join("data");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let right = runtime.block_on(fill(&original));
+    assert!(judge(&right, &original, "no damage", |_| {}));
+
+    let store = original.join("store");
+    let mut files = vec![original.join("mark"), store.join("db"), store.join("conf")];
+    files.extend(fs::read_dir(&store).unwrap().filter_map(|entry| {
+        let path = entry.unwrap().path();
+        path.file_name().unwrap().to_string_lossy().starts_with("snap.").then_some(path)
+    }));
+    let mut random = fastrand::Rng::with_seed(7);
+    let (mut refused, mut harmless) = (0, 0);
+    for case in 0..cases() {
+        // Mostly the log, where nearly everything is.
+        let file = if case % 5 == 0 { &files[random.usize(..files.len())] } else { &files[1] };
+        let bytes = fs::read(file).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(1, |last| last + 1);
+        let at = random.usize(..used);
+        let name = file.strip_prefix(&original).unwrap().to_owned();
+        let is_cut = case % 6 == 5;
+        let bit = 1_u8 << random.u8(..8);
+        let what = format!("case {case}: {} at {at} of {used}, cut {is_cut}", name.display());
+        let unharmed = judge(&right, &original, &what, |dir| {
+            let path = dir.join(&name);
+            let mut bytes = bytes.clone();
+            match is_cut {
+                true => bytes.truncate(at),
+                false => bytes[at] ^= bit,
+            }
+            fs::write(path, bytes).unwrap();
+        });
+        if unharmed {
+            harmless += 1;
+        } else {
+            refused += 1;
+        }
+    }
+    println!("{refused} times refused, {harmless} times nothing was missing");
+    assert!(refused > cases() / 3, "{refused} refused, {harmless} harmless");
+}
