@@ -178,21 +178,22 @@ async fn a_call_that_fails_while_opening_is_told_and_harms_nothing() {
     let Some(disk) = mount(&folder) else { return };
     let log = scratch.path().join("log");
     let (mut all, mut refused) = (Vec::new(), 0);
-    for (call, last) in [(Call::Any, 60), (Call::Write, 6), (Call::Sync, 12)] {
+    // From some call on: a disk that goes away, one that cannot be written, one that cannot be read.
+    let kinds = [(Call::Any, 60), (Call::Write, 6), (Call::Sync, 12), (Call::Read, 8)];
+    for (call, last) in kinds {
         for nth in 1..=last {
-            let fail = Some(Fail { call, nth, errno: libc::EIO, forever: false });
+            let fail = Some(Fail { call, nth, errno: libc::EIO, forever: true });
             disk.set_faults(Faults { fail, forget_failed: true, ..Faults::default() });
             let begun = Instant::now();
-            println!("--- {call:?} {nth}");
             match start(&disk, &log) {
                 Ok(server) => drop(server),
                 Err(said) => {
                     refused += 1;
-                    println!("{said}");
                     assert!(said.contains("accolade: the data folder"), "{call:?} {nth}: {said}");
                 }
             }
             assert!(begun.elapsed() < PATIENCE / 2, "{call:?} {nth}: it hangs");
+            disk.set_faults(Faults::default());
             let (answered, has_failed) = fail_once(&disk, &log, Faults::default(), 0).await;
             assert!(!has_failed);
             all.extend(answered.into_iter().take(20));

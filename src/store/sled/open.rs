@@ -11,6 +11,7 @@
 //! `conf` was torn while it was first written.
 
 use std::{
+    any::Any,
     ffi::OsStr,
     fs::{self, File, TryLockError},
     io::{self, Read},
@@ -101,6 +102,12 @@ pub(super) struct Opened {
 
 /// Opens a data folder, and makes it first where it does not exist.
 pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
+    // A sled that is closed because something failed panics where its last sync fails too.
+    let opened = catch_unwind(AssertUnwindSafe(|| open_or_make(dir, cache_bytes)));
+    opened.unwrap_or_else(|panic| Err(unreadable(dir)(panic_text(&*panic))))
+}
+
+fn open_or_make(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
     create_dir(dir)?;
     let lock = lock(dir)?;
     let store = dir.join("store");
@@ -280,12 +287,15 @@ fn try_open_sled(store: &Path, cache_bytes: u64) -> sled::Result<(Db, sled::Conf
         .cache_capacity(cache_bytes)
         .flush_every_ms(None)
         .use_compression(false);
-    let opened = catch_unwind(AssertUnwindSafe(|| config.open())).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
-        Err(sled::Error::ReportableBug(text.unwrap_or_else(|| "sled panicked".to_owned())))
-    });
+    let opened = catch_unwind(AssertUnwindSafe(|| config.open()))
+        .unwrap_or_else(|panic| Err(sled::Error::ReportableBug(panic_text(&*panic))));
     opened.map(|db| (db, config))
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
+    text.unwrap_or_else(|| "sled panicked".to_owned())
 }
 
 /// A snapshot that a crash cut short keeps sled from opening; sled makes a new one.
