@@ -57,7 +57,7 @@ impl Room {
     async fn play(mut self) -> History {
         let mut client = self.connect().await;
         let mut history = History::new();
-        let mut seen = vec![0; RECORDS];
+        let mut seen = [0; RECORDS];
         for _ in 0..OPERATIONS {
             let record = fastrand::usize(..RECORDS);
             let kind = match fastrand::u8(..10) {

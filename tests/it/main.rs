@@ -13,6 +13,8 @@ mod architecture;
 mod bad_input;
 mod catalog;
 mod command_line;
+#[cfg(feature = "failpoints")]
+mod crash_points;
 #[cfg(target_os = "linux")]
 mod disk_faults;
 mod documents;
@@ -25,4 +27,6 @@ mod power_cut;
 mod story;
 mod stream_set;
 mod tls;
+#[cfg(any(target_os = "linux", feature = "failpoints"))]
+mod told;
 mod watch;

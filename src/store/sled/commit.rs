@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     bounds::{GROUP_BYTES_MAX, TRIM_ROWS_MAX},
     catalogs,
+    crash_point::crash_point,
     feeds::{FeedEnds, Feeds, TitleFeed},
     frame, keys,
     publish::{Answer, Handover, Sealed, Unanswered},
@@ -291,6 +292,7 @@ impl Committer {
         for key in removed {
             group.write(key, None);
         }
+        crash_point!("trimming");
         // Readers must learn that these are going before they go.
         feed.trim(ends.trimmed_through);
         group.feeds.insert(title.clone(), (feed, ends));
@@ -319,6 +321,7 @@ impl Committer {
             for (key, value) in step {
                 group.write(key, value);
             }
+            crash_point!("catalogue-step");
             self.seal(group, false);
         }
         // Behind all the steps: if one of them fails, this is answered so.
@@ -350,10 +353,13 @@ impl Committer {
             let key = keys::Key::Store.encode();
             let value = frame::encode(&key, &self.row);
             batch.insert(key, value);
+            crash_point!("judged");
             self.view.hide(Arc::new(changes));
+            crash_point!("hidden");
             self.stopwatch.start();
             let applied = self.view.tree().apply_batch(batch);
             self.stopwatch.stop();
+            crash_point!("applied");
             if let Err(error) = applied {
                 poison(&self.health, &self.unanswered, &error.to_string());
                 return;

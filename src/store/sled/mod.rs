@@ -6,6 +6,7 @@
 mod bounds;
 mod catalogs;
 mod commit;
+mod crash_point;
 mod feeds;
 mod frame;
 mod keys;

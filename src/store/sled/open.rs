@@ -27,7 +27,9 @@ use thiserror::Error;
 
 use super::{
     bounds::SEGMENT_BYTES,
-    catalogs, frame,
+    catalogs,
+    crash_point::crash_point,
+    frame,
     keys::Key,
     mark::{self, Mark},
     sync_file_range,
@@ -125,6 +127,7 @@ fn open_or_make(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
     for (key, _) in catalogs::leftovers(db).map_err(broken)?.into_iter().flatten() {
         db.remove(key).map_err(failed)?;
     }
+    crash_point!("verified");
     let open_count = opened.row.open_count + 1;
     // The changes are what verify found; a store of a version that did not count begins here.
     let row = StoreRow { open_count, changes: opened.report.changes, ..opened.row };
@@ -133,6 +136,7 @@ fn open_or_make(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
     if cfg!(target_os = "linux") && sync_file_range::calls() == calls {
         return Err(OpenError::NotSynced);
     }
+    crash_point!("counted");
     opened.log.sync_data().map_err(at(store))?;
     let path = mark::path(dir);
     opened.mark = Some(Mark::open(&path, row.store_id).map_err(at(&path))?);
@@ -159,7 +163,9 @@ fn open_existing(lock: File, store: PathBuf, cache_bytes: u64) -> Result<Opened,
     // What a crash left in the page cache must not be lost by the next power cut.
     log.sync_data().map_err(at(&log_path))?;
     check_blobs(&store)?;
+    crash_point!("before-sled");
     let (db, config) = open_sled(&store, cache_bytes)?;
+    crash_point!("recovered");
     log.sync_data().map_err(at(&log_path))?;
     sync_dir(&store)?;
 
@@ -221,7 +227,9 @@ fn create_store(dir: &Path, store: &Path) -> Result<(), OpenError> {
     let log = creating.join("db");
     wait_until_closed(&File::open(&log).map_err(at(&log))?, &creating)?;
     sync_tree(&creating)?;
+    crash_point!("made");
     fs::rename(&creating, store).map_err(at(store))?;
+    crash_point!("renamed");
     Ok(())
 }
 
@@ -244,7 +252,7 @@ fn create_dir(dir: &Path) -> Result<(), OpenError> {
 
 /// On a thread of its own: where sled fails on one of its threads, it may never come back.
 fn write_store_row(db: &Db, config: &sled::Config, row: StoreRow) -> sled::Result<()> {
-    let (done, is_done) = mpsc::channel();
+    let (done, is_done) = mpsc::sync_channel(1);
     let tree = (**db).clone();
     let writing = move || {
         let key = Key::Store.encode();

@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{
     bounds::{GROUP_JOBS_MAX, GROUP_JOBS_MIN},
+    crash_point::crash_point,
     feeds::{FeedEnds, TitleFeed},
     mark::Mark,
     view::DurableView,
@@ -160,6 +161,7 @@ impl Publisher {
         if let Some(number) = group.number {
             let start = Instant::now();
             self.stopwatch.start();
+            crash_point!("before-sync");
             let synced = (self.sync_log)()
                 .and_then(|()| self.check_blobs())
                 .and_then(|()| self.mark.as_ref().map_or(Ok(()), |mark| mark.set(number)));
@@ -169,11 +171,14 @@ impl Publisher {
                 return None;
             }
             sync_time = Some(start.elapsed());
+            crash_point!("synced");
             self.view.publish();
+            crash_point!("shown");
         }
         for (feed, ends) in group.feeds {
             let head = feed.ends().head;
             if head < ends.head {
+                crash_point!("before-the-feed");
                 METRICS.completions.inc_by(ends.head - head);
                 feed.extend(ends.head, ends.newest_completed_at);
             }
@@ -183,7 +188,9 @@ impl Publisher {
             if let Some(time) = sync_time {
                 METRICS.group(answers.len(), time);
             }
+            crash_point!("before-answers");
             self.answer(answers);
+            crash_point!("answered");
         }
         sync_time
     }

@@ -1,0 +1,214 @@
+//! A busy service, and what everybody was told by it: whatever happens to the service then, all of
+//! that must still be so.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+
+use accolade::{
+    clock::SystemClock,
+    domain::{PlayerId, PlayerKey, Title},
+    proto::v1::{
+        ApplyCatalogRequest, BatchSetAchievementStorageRequest, Definition,
+        GetAchievementStorageRequest, NodeUpdate, WatchCompletionsRequest,
+        catalog_service_client::CatalogServiceClient,
+        completion_service_client::CompletionServiceClient, node_update,
+        set_achievement_storage_request::Change, watch_completions_response::Event,
+    },
+    store::{Store, sled::SledStore},
+};
+use parking_lot::Mutex;
+
+use crate::support::{StorageClient, delta};
+
+pub const TITLE: &str = "t";
+pub const WRITERS: usize = 8;
+
+/// The nodes of the title, with their targets.
+pub const NODES: [(&str, i64); 4] = [("n", 1 << 50), ("a", 1 << 50), ("b", 1 << 50), ("done", 1)];
+
+/// What somebody was told, in whatever way.
+#[derive(Clone, Default)]
+pub struct Told {
+    /// The newest version of each player's record of the node "n"; its progress is as high.
+    versions: BTreeMap<String, i64>,
+    /// The same of the nodes "a" and "b", which are only set together.
+    pairs: BTreeMap<String, i64>,
+    /// Who has completed "done", in the order of the feed.
+    feed: Vec<String>,
+    /// The newest revision of the catalogue.
+    revision: i64,
+}
+
+pub type Ledger = Arc<Mutex<Told>>;
+
+impl Told {
+    fn version(&mut self, player: &str, version: i64) {
+        let told = self.versions.entry(player.to_owned()).or_default();
+        *told = version.max(*told);
+    }
+}
+
+/// Opens a data folder, and finds everything in it that was told.
+pub async fn examine(folder: &Path, told: &Told) -> Result<(), String> {
+    let (folder, told) = (folder.to_owned(), told.clone());
+    let store = tokio::task::spawn_blocking(move || {
+        SledStore::open(&folder, 16 << 20, Arc::new(SystemClock)).map_err(|error| error.to_string())
+    });
+    let store = store.await.unwrap()?;
+    let title = Title::parse(TITLE).unwrap();
+    let key =
+        |player: &str| PlayerKey { title: title.clone(), player: PlayerId::parse(player).unwrap() };
+    let versions = async |player: &str| {
+        let records = store.records(&key(player)).await.map_err(|error| error.to_string())?;
+        let records = records.into_iter().map(|(node, state)| {
+            let version = i64::try_from(state.version.get()).unwrap();
+            (node.as_str().to_owned(), (version, i64::try_from(state.progress.get()).unwrap()))
+        });
+        Ok::<BTreeMap<_, _>, String>(records.collect())
+    };
+    for (player, told) in &told.versions {
+        let stored = versions(player).await?;
+        let (version, progress) = stored.get("n").copied().unwrap_or_default();
+        if version < *told || progress != version {
+            return Err(format!("{player}: told {told}, stored {version}, progress {progress}"));
+        }
+    }
+    for (player, told) in &told.pairs {
+        let stored = versions(player).await?;
+        let [a, b] = ["a", "b"].map(|node| stored.get(node).copied().unwrap_or_default().0);
+        if a < *told || a != b {
+            return Err(format!("{player}: told {told} of both, stored {a} and {b}"));
+        }
+    }
+    let mut cursor = store.feed_bounds(&title).await.map_err(|error| error.to_string())?.oldest;
+    let mut feed = Vec::new();
+    loop {
+        let page = store.completions(&title, &cursor, 1000).await;
+        let page = page.map_err(|error| error.to_string())?;
+        let Some(last) = page.last() else { break };
+        cursor = last.cursor.clone();
+        feed.extend(page.iter().map(|it| it.key.player.as_str().to_owned()));
+    }
+    // Retention may have taken the oldest away; from the first that is there, nothing is missing.
+    let retained = feed.first().and_then(|first| told.feed.iter().position(|it| it == first));
+    let expected = retained.map_or(&[][..], |place| &told.feed[place..]);
+    if !feed.starts_with(expected) || (retained.is_none() && !told.feed.is_empty()) {
+        return Err(format!("the feed was told as {:?}, and is {feed:?}", told.feed));
+    }
+    let catalogs = store.catalogs().await.map_err(|error| error.to_string())?;
+    let revision = catalogs.iter().find(|it| it.title == title).map_or(0, |it| it.revision);
+    if i64::try_from(revision).unwrap() < told.revision {
+        return Err(format!("catalogue: told revision {}, stored {revision}", told.revision));
+    }
+    tokio::task::spawn_blocking(move || drop(store)).await.unwrap();
+    Ok(())
+}
+
+/// Sets, gets, conflicts, batches and completions of one caller, until the server is gone.
+pub async fn write(server_url: String, ledger: Ledger, generation: usize, writer: usize) {
+    let Ok(mut client) = StorageClient::connect(server_url).await else { return };
+    for n in 0.. {
+        let player = format!("w{writer}-{}", n % 5);
+        let mut request = delta(TITLE, &player, "n", 1);
+        match n % 10 {
+            3 => {
+                // A conflict tells what is stored.
+                request.expected_version = Some(1 << 40);
+                let Ok(answer) = client.set_achievement_storage(request).await else { return };
+                let entity = answer.into_inner().entity.unwrap();
+                ledger.lock().version(&player, entity.version);
+            }
+            5 => {
+                let update = |node: &str| NodeUpdate {
+                    node_id: node.to_owned(),
+                    change: Some(node_update::Change::Delta(1)),
+                    ..NodeUpdate::default()
+                };
+                let request = BatchSetAchievementStorageRequest {
+                    title: TITLE.to_owned(),
+                    player_id: player.clone(),
+                    updates: ["a", "b"].map(update).to_vec(),
+                    ..BatchSetAchievementStorageRequest::default()
+                };
+                let answer = client.batch_set_achievement_storage(request).await;
+                let Ok(answer) = answer else { return };
+                let version = answer.into_inner().results[0].updated.as_ref().unwrap().version;
+                let mut told = ledger.lock();
+                let pair = told.pairs.entry(player).or_default();
+                *pair = version.max(*pair);
+            }
+            7 => {
+                let player = format!("w{writer}-{generation}-{n}");
+                let mut finish = delta(TITLE, &player, "done", 1);
+                finish.change = Some(Change::Finish(true));
+                // Large values among small ones.
+                finish.extra = Some("x".repeat(fastrand::usize(..16_000)));
+                finish.expected_version = Some(0);
+                if client.set_achievement_storage(finish).await.is_err() {
+                    return;
+                }
+            }
+            9 => {
+                let request = GetAchievementStorageRequest {
+                    title: TITLE.to_owned(),
+                    player_id: player.clone(),
+                    achievement_ids: vec!["n".to_owned()],
+                };
+                let Ok(answer) = client.get_achievement_storage(request).await else { return };
+                for record in answer.into_inner().entity {
+                    ledger.lock().version(&player, record.version);
+                }
+            }
+            _ => {
+                let Ok(answer) = client.set_achievement_storage(request).await else { return };
+                let updated = answer.into_inner().updated.unwrap();
+                ledger.lock().version(&player, updated.version);
+            }
+        }
+    }
+}
+
+/// Hears the feed from its oldest end on, until the server is gone.
+pub async fn subscribe(url: String, ledger: Ledger) {
+    let Ok(mut client) = CompletionServiceClient::connect(url).await else { return };
+    let after = Some(String::new());
+    let request = WatchCompletionsRequest { title: TITLE.to_owned(), after, ..Default::default() };
+    let Ok(watch) = client.watch_completions(request).await else { return };
+    let mut watch = watch.into_inner();
+    // What is retained is told once more: what was heard before must come again, in its order.
+    let mut heard = None;
+    while let Ok(Some(message)) = watch.message().await {
+        if let Some(Event::Completion(completion)) = message.event {
+            let (mut told, player) = (ledger.lock(), completion.player_id);
+            let known = told.feed.iter().position(|it| *it == player);
+            let place = heard.or(known).unwrap_or(told.feed.len());
+            match told.feed.get(place) {
+                Some(known) => assert_eq!(*known, player, "another order"),
+                None => told.feed.push(player),
+            }
+            heard = Some(place + 1);
+        }
+    }
+}
+
+/// Applies one catalogue after the other, all with the same nodes and of more than one chunk.
+pub async fn apply_catalogs(server_url: String, ledger: Ledger) {
+    let Ok(mut client) = CatalogServiceClient::connect(server_url).await else { return };
+    for n in 0.. {
+        let definitions = definitions(n);
+        let title = TITLE.to_owned();
+        let request = ApplyCatalogRequest { title, definitions, ..Default::default() };
+        let Ok(answer) = client.apply_catalog(request).await else { return };
+        ledger.lock().revision = answer.into_inner().revision;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn definitions(n: usize) -> Vec<Definition> {
+    let node = |(id, max_progress): (&str, i64)| Definition {
+        node_id: id.to_owned(),
+        max_progress,
+        description: format!("{n} {}", "x".repeat(2000)),
+        ..Definition::default()
+    };
+    NODES.map(node).to_vec()
+}
