@@ -18,26 +18,31 @@ test: check unit integration crash clients ## Install the test tools and pass ev
 
 check: tools ## Format, lints, and the protocol files' own rules
 	cargo fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	$(BIN)/buf format proto -d --exit-code
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against proto/released.binpb
 
+# The feature lets tests crash the program at named places.
 unit: ## Rules, stores, formats
-	$(CARGO) test --lib
+	$(CARGO) test --features failpoints --lib
 
 integration: tools ## The real binary, from outside
-	$(CARGO) test --test it
+	$(CARGO) test --features failpoints --test it
 
 crash: ## kill -9 under load; ACCOLADE_CRASH_CYCLES sets how often
-	$(CARGO) test --test crash
+	$(CARGO) test --features failpoints --test crash
 
 clients: tools ## grpcurl, grpcio and the commands in the README, against the real binary
 	$(CARGO) build
 	PYTHONPATH=$(STUBS) $(BIN)/python -m pytest -q -p no:cacheprovider tests/clients
 
-soak: ## The crash test at its nightly size
-	ACCOLADE_CRASH_CYCLES=2000 $(CARGO) test --test crash
+soak: export ACCOLADE_CRASH_CYCLES := 10000
+soak: export ACCOLADE_POWER_CUTS := 1000
+soak: export ACCOLADE_HISTORIES := 2000
+soak: export ACCOLADE_CRASHES := 1000
+soak: export ACCOLADE_CORRUPTIONS := 10000
+soak: unit integration crash ## The same tests of faults at their nightly sizes; takes hours
 
 # Databases to compare with come from Debian: etcd-server redis-server postgresql. Those that are not
 # installed are left out. BENCH passes options on, such as BENCH="--rounds 9 --seconds 4".

@@ -113,6 +113,7 @@ pub struct Metrics {
     requests: Family<RequestLabels, Counter>,
     request_seconds: Family<MethodLabel, Histogram, fn() -> Histogram>,
     methods: HashMap<String, MethodMetrics>,
+    unknown: MethodMetrics,
     group_updates: Histogram,
     sync_seconds: Histogram,
     feed_lag_seconds: Histogram,
@@ -133,7 +134,9 @@ pub struct Metrics {
 }
 
 /// What every request of a method touches, found without making labels.
-struct MethodMetrics {
+#[derive(Debug)]
+pub struct MethodMetrics {
+    name: String,
     answered: Counter,
     seconds: Histogram,
 }
@@ -156,6 +159,11 @@ impl Metrics {
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(times),
             methods: HashMap::new(),
+            unknown: MethodMetrics {
+                name: String::new(),
+                answered: Counter::default(),
+                seconds: times(),
+            },
             group_updates: Histogram::new(GROUP_UPDATES),
             sync_seconds: times(),
             feed_lag_seconds: times(),
@@ -201,14 +209,19 @@ impl Metrics {
 
     /// Every method of the API has its metrics from the start; others are counted as "unknown".
     fn with_methods(mut self) -> Self {
-        for method in crate::proto::methods().chain(["unknown".to_owned()]) {
-            let labels = RequestLabels { method: method.clone(), code: "OK" };
-            let answered = self.requests.get_or_create_owned(&labels);
-            let label = MethodLabel { method: method.clone() };
-            let seconds = self.request_seconds.get_or_create_owned(&label);
-            self.methods.insert(method, MethodMetrics { answered, seconds });
+        for name in crate::proto::methods() {
+            self.methods.insert(name.clone(), self.of_method(name));
         }
+        self.unknown = self.of_method("unknown".to_owned());
         self
+    }
+
+    fn of_method(&self, name: String) -> MethodMetrics {
+        let labels = RequestLabels { method: name.clone(), code: "OK" };
+        let answered = self.requests.get_or_create_owned(&labels);
+        let label = MethodLabel { method: name.clone() };
+        let seconds = self.request_seconds.get_or_create_owned(&label);
+        MethodMetrics { name, answered, seconds }
     }
 
     /// An update was answered.
@@ -221,17 +234,19 @@ impl Metrics {
         self.refusals.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// A request was answered, or a stream began; `method` is the path without its first slash.
-    pub fn request(&self, method: &str, code: &'static str, time: Duration) {
-        let (method, metrics) = match self.methods.get_key_value(method) {
-            Some(found) => found,
-            None => self.methods.get_key_value("unknown").expect("it is put there first"),
-        };
-        metrics.seconds.observe(time.as_secs_f64());
+    /// The metrics of a method, by its path without the first slash.
+    #[must_use]
+    pub fn method(&self, path: &str) -> &MethodMetrics {
+        self.methods.get(path).unwrap_or(&self.unknown)
+    }
+
+    /// A request was answered, or a stream began.
+    pub fn request(&self, method: &MethodMetrics, code: &'static str, time: Duration) {
+        method.seconds.observe(time.as_secs_f64());
         match code {
-            "OK" => drop(metrics.answered.inc()),
+            "OK" => drop(method.answered.inc()),
             code => {
-                let labels = RequestLabels { method: method.clone(), code };
+                let labels = RequestLabels { method: method.name.clone(), code };
                 self.requests.get_or_create(&labels).inc();
             }
         }

@@ -9,7 +9,7 @@
 //! the end every version of every record was told to somebody, and the told versions can be
 //! compared with the stored ones. 2 subscribers resume from their cursors.
 //!
-//! `ACCOLADE_CRASH_CYCLES` sets the number of kills; 100 unless given.
+//! `ACCOLADE_CRASH_CYCLES` sets the number of kills; 500 unless given.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -60,7 +60,7 @@ type Address = watch::Receiver<String>;
 async fn main() {
     let cycles = std::env::var("ACCOLADE_CRASH_CYCLES").ok();
     let cycles =
-        cycles.map_or(100, |text| text.parse().expect("ACCOLADE_CRASH_CYCLES is a number"));
+        cycles.map_or(500, |text| text.parse().expect("ACCOLADE_CRASH_CYCLES is a number"));
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let told = Arc::new(Mutex::new(Told::default()));

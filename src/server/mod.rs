@@ -2,6 +2,7 @@
 
 mod admin;
 mod announce;
+mod codes;
 mod connections;
 mod files;
 mod refusals;

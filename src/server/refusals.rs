@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
+use super::codes::code_name;
 use crate::{
     access::Access,
     metrics::METRICS,
@@ -74,14 +75,14 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let begun = Instant::now();
-        let method = request.uri().path().trim_start_matches('/').to_owned();
+        let method = METRICS.method(request.uri().path().trim_start_matches('/'));
         let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
         match self.access.authenticate(authorization) {
             Ok(caller) => drop(request.extensions_mut().insert(caller)),
             Err(_) if request.uri().path().starts_with(OPEN_TO_ALL) => {}
             Err(error) => {
                 let refused = from_access(&error);
-                METRICS.request(&method, code_name(refused.code()), begun.elapsed());
+                METRICS.request(method, code_name(refused.code()), begun.elapsed());
                 return Box::pin(async move { Ok(refused.into_http()) });
             }
         }
@@ -98,32 +99,9 @@ where
             };
             let status = answer.as_ref().ok().and_then(|it| Status::from_header_map(it.headers()));
             let code = status.map_or(Code::Ok, |status| status.code());
-            METRICS.request(&method, code_name(code), begun.elapsed());
+            METRICS.request(method, code_name(code), begun.elapsed());
             answer
         })
-    }
-}
-
-/// A code as gRPC spells it.
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

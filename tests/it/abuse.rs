@@ -122,12 +122,6 @@ fn request_headers(path: &str) -> Vec<u8> {
     .concat()
 }
 
-fn resident_bytes(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
-}
-
 /// Ticks of processor time, a hundred a second, that the server has used.
 fn ticks(server: &Server) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
@@ -207,7 +201,7 @@ async fn headers_without_end_are_cut_off_and_cost_no_memory() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir.path().join("data"), &[]);
     answers(&server).await;
-    let before = resident_bytes(&server);
+    let before = server.memory();
     let mut raw = Raw::open(&server);
     let filler = [field("x-filler", &"x".repeat(100))].concat().repeat(140);
     let mut sent = raw.send(&frame(HEADERS, 0, 1, &request_headers(STREAM_SET)));
@@ -217,7 +211,7 @@ async fn headers_without_end_are_cut_off_and_cost_no_memory() {
         frames += 1;
     }
     assert!(sent.is_err(), "the server took {frames} frames");
-    let grown = resident_bytes(&server).saturating_sub(before);
+    let grown = server.memory().saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} bytes more");
     answers(&server).await;
 }
@@ -228,7 +222,7 @@ async fn a_flood_of_empty_frames_harms_nobody_else() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir.path().join("data"), &[]);
     answers(&server).await;
-    let before = resident_bytes(&server);
+    let before = server.memory();
     let mut raw = Raw::open(&server);
     raw.send(&frame(HEADERS, END_HEADERS, 1, &request_headers(STREAM_SET))).unwrap();
     let many = frame(DATA, 0, 1, &[]).repeat(1000);
@@ -238,7 +232,7 @@ async fn a_flood_of_empty_frames_harms_nobody_else() {
         }
     }
     answers(&server).await;
-    let grown = resident_bytes(&server).saturating_sub(before);
+    let grown = server.memory().saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} bytes more");
 }
 

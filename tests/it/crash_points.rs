@@ -12,7 +12,7 @@ use crate::{
 
 /// `make soak` sets more.
 fn crashes_of_a_place() -> usize {
-    std::env::var("ACCOLADE_CRASHES").map_or(3, |text| text.parse().expect("a number"))
+    std::env::var("ACCOLADE_CRASHES").map_or(10, |text| text.parse().expect("a number"))
 }
 
 /// Every place that the code names, by the file it is in.

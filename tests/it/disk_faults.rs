@@ -178,7 +178,7 @@ async fn a_call_that_fails_while_opening_is_told_and_harms_nothing() {
     let Some(disk) = mount(&folder) else { return };
     let log = scratch.path().join("log");
     let (mut all, mut refused) = (Vec::new(), 0);
-    // From some call on: a disk that goes away, one that cannot be written, one that cannot be read.
+    // From some call on: a disk that goes away, that cannot be written, that cannot be read.
     let kinds = [(Call::Any, 60), (Call::Write, 6), (Call::Sync, 12), (Call::Read, 8)];
     for (call, last) in kinds {
         for nth in 1..=last {

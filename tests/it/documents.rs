@@ -56,6 +56,10 @@ fn every_test_that_guarantees_names_exists() {
     for name in
         tests.filter(|text| text.matches('_').count() >= 3 && !text.contains([' ', '/', '.', '(']))
     {
+        if name.starts_with("accolade_") {
+            // A metric.
+            continue;
+        }
         named += 1;
         assert!(
             code.contains(&format!("fn {name}")) || code.contains(&format!("def {name}")),

@@ -24,7 +24,7 @@ const RECORDS: usize = 20;
 
 /// `make soak` sets more.
 fn histories() -> usize {
-    std::env::var("ACCOLADE_HISTORIES").map_or(20, |text| text.parse().expect("a number"))
+    std::env::var("ACCOLADE_HISTORIES").map_or(50, |text| text.parse().expect("a number"))
 }
 
 /// What a client needs to know.
@@ -156,8 +156,14 @@ async fn every_history_is_linearizable() {
         for client in 0..CLIENTS {
             clients.spawn(Room { round, client, start, url: watched.clone() }.play());
         }
-        // Killed somewhere in the middle of it.
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(5..150))).await;
+        // Stopped for a while and killed, somewhere in the middle of it.
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(5..75))).await;
+        if round % 2 == 0 {
+            server.signal("STOP");
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(1..100))).await;
+            server.signal("CONT");
+        }
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(5..75))).await;
         url.send_replace(None);
         server.kill();
         server = Server::start(&data, &[]);

@@ -29,4 +29,5 @@ mod stream_set;
 mod tls;
 #[cfg(any(target_os = "linux", feature = "failpoints"))]
 mod told;
+mod upgrade;
 mod watch;

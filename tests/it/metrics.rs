@@ -56,6 +56,27 @@ async fn metrics_count_what_happens() {
     assert!(text.ends_with("# EOF\n"));
 }
 
+#[tokio::test]
+async fn every_metric_stands_in_the_readme() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir.path().join("data"), &["--admin-listen=127.0.0.1:0"]);
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+    let (readme, (_, text)) = (readme.unwrap(), server.admin("/metrics"));
+    let mut names = 0;
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        let suffix = match kind {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        let shown = format!("`{name}{suffix}`");
+        assert!(readme.contains(&shown), "README does not explain {shown}");
+        names += 1;
+    }
+    assert!(names > 10, "{names} metrics");
+}
+
 /// Requests under names from outside do not make new series.
 #[tokio::test]
 async fn labels_come_from_a_closed_set() {

@@ -14,7 +14,7 @@ const PLAYERS: usize = 60;
 
 /// `make soak` sets more.
 fn cases() -> usize {
-    std::env::var("ACCOLADE_CORRUPTIONS").map_or(300, |text| text.parse().expect("a number"))
+    std::env::var("ACCOLADE_CORRUPTIONS").map_or(1200, |text| text.parse().expect("a number"))
 }
 
 /// Everything that a store shows.

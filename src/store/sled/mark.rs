@@ -1,9 +1,9 @@
 //! A mark beside the store: how many groups have become durable.
 //!
 //! sled takes whatever it cannot read in its log for the torn end of it, and goes on without it and
-//! what follows. What was durable and is gone must not be taken for a crash's leftovers, so the last
-//! group that became durable is also noted here, outside the log. The mark is not synced: a power
-//! cut may leave an older one, which is as true. A torn one is passed over.
+//! what follows. What was durable and is gone must not be taken for a crash's leftovers, so the
+//! last group that became durable is also noted here, outside the log. The mark is not synced: a
+//! power cut may leave an older one, which is as true. A torn one is passed over.
 
 use std::{
     fs::File,
