@@ -189,8 +189,7 @@ impl Metrics {
         all.register("group_updates", help, self.group_updates.clone());
         let help = "Time to make a group durable";
         all.register_with_unit("sync", help, Unit::Seconds, self.sync_seconds.clone());
-        let help =
-            "Time from a completion being durable to its being handed to every live subscriber";
+        let help = "Time from noticing a completion to its being queued for every live subscriber";
         all.register_with_unit("feed_lag", help, Unit::Seconds, self.feed_lag_seconds.clone());
         all.register("completions", "Completions that became durable", self.completions.clone());
         all.register("connections", "Connections that are open", self.connections.clone());

@@ -9,7 +9,7 @@ use std::{
 };
 
 use governor::{
-    DefaultDirectRateLimiter, RateLimiter,
+    DefaultDirectRateLimiter, InsufficientCapacity, RateLimiter,
     clock::{Clock, DefaultClock},
 };
 
@@ -78,10 +78,17 @@ impl Meter {
             [(&self.requests, cost.requests, "requests"), (&self.bytes, cost.bytes, "bytes")];
         for (limiter, amount, what) in rates {
             let Some(limiter) = limiter else { continue };
-            // The smallest rates hold any legal request; a larger one counts as all there is.
-            let amount = u32::try_from(amount).unwrap_or(u32::MAX).max(1);
+            let amount = u32::try_from(amount).unwrap_or(u32::MAX);
             let amount = NonZeroU32::new(amount).unwrap_or(NonZeroU32::MIN);
-            let Ok(Err(wait)) = limiter.check_n(amount) else { continue };
+            // What is more than a second's worth takes a whole second's.
+            let taken = match limiter.check_n(amount) {
+                Ok(taken) => taken,
+                Err(InsufficientCapacity(most)) => {
+                    let most = NonZeroU32::new(most).unwrap_or(NonZeroU32::MIN);
+                    limiter.check_n(most).unwrap_or(Ok(()))
+                }
+            };
+            let Err(wait) = taken else { continue };
             let retry_after = wait.wait_time_from(DefaultClock::default().now());
             return Err(AccessError::QuotaExceeded { whose: whose(), what, retry_after });
         }

@@ -80,6 +80,9 @@ pub enum ConnectError {
     /// TLS cannot be set up.
     #[error("TLS cannot be set up: {0}; for https:// pass the authority as --ca")]
     Tls(String),
+    /// A secret would go over the network in clear.
+    #[error("{0} is given, and the server's address is not encrypted; pass one with https://")]
+    NotEncrypted(&'static str),
     /// The token is no token.
     #[error("the token has characters that no token has; give it as `accolade token` printed it")]
     BadToken,
@@ -113,6 +116,14 @@ impl ServerArgs {
             endpoint = tls.map_err(|error| ConnectError::Tls(with_causes(&error)))?;
         }
         let authorization = self.authorization()?;
+        let host = endpoint.uri().host().unwrap_or_default();
+        let is_here = host == "localhost" || host.starts_with("127.") || host == "[::1]";
+        if !url.starts_with("https:") && (self.ca.is_some() || self.certificate.is_some()) {
+            return Err(ConnectError::NotEncrypted("a certificate"));
+        }
+        if !url.starts_with("https:") && !is_here && authorization.0.is_some() {
+            return Err(ConnectError::NotEncrypted("a token"));
+        }
         let channel = endpoint.connect().await;
         let channel = channel
             .map_err(|error| ConnectError::Unreachable { url, cause: with_causes(&error) })?;

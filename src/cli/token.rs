@@ -48,8 +48,9 @@ pub(super) fn token(args: &TokenArgs) -> Result<ExitCode, CliError> {
     );
     // The server is to take what is printed here.
     Tokens::parse(&text).map_err(|error| CliError::Usage(error.to_string()))?;
-    println!("# Its owner sends it as `authorization: Bearer TOKEN`; it is shown only now:");
-    println!("# {token}");
+    // Apart from each other, so that `>> tokens.toml` takes the entry only.
+    eprintln!("for its owner, who sends it as `authorization: Bearer TOKEN`; shown only now:");
+    eprintln!("{token}");
     print!("{text}");
     Ok(ExitCode::SUCCESS)
 }

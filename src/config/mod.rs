@@ -65,6 +65,15 @@ pub struct TlsFiles {
     pub client_ca: Option<PathBuf>,
 }
 
+impl TlsFiles {
+    /// All of them.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let Self { certificate, key, client_ca } = self;
+        [certificate, key].into_iter().chain(client_ca).cloned().collect()
+    }
+}
+
 /// How the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -117,14 +126,6 @@ impl Settings {
             ));
         }
         let admin_listen = values.optional("admin_listen", "an address such as 127.0.0.1:50152");
-        if let Some(admin) = admin_listen.filter(|admin: &SocketAddr| !admin.ip().is_loopback())
-            && insecure == Some(false)
-        {
-            values.mistakes.push(format!(
-                "`admin_listen` is {admin}, which other machines reach, and has no TLS; listen on \
-                 127.0.0.1, or say `insecure`"
-            ));
-        }
         let retention = RetentionRule {
             age: values.number("retention_seconds", 0..=u64::MAX / 4).and_then(seconds_or_all),
             count: values.number("retention_count", 0..=u64::MAX).filter(|count| *count > 0),
@@ -274,5 +275,16 @@ mod tests {
         let settings = Settings::from_layers(&[file], vec![]).unwrap();
         let title = Title::parse("demo").unwrap();
         assert_eq!(settings.catalogs[&title], PathBuf::from("samples/demo.toml"));
+    }
+
+    /// A variable that is not set must not switch tokens or TLS off.
+    #[test]
+    fn an_empty_value_is_a_mistake_and_not_none() {
+        for key in ["tokens", "tls_certificate", "tls_key", "tls_client_ca", "admin_listen"] {
+            let error = Settings::from_layers(&[layer(&[(key, "")])], vec![]).unwrap_err();
+            assert!(error.to_string().contains(&format!("`{key}` is empty")), "{error}");
+        }
+        let settings = Settings::from_layers(&[layer(&[("tokens", "t.toml")])], vec![]).unwrap();
+        assert_eq!(settings.tokens, Some(PathBuf::from("t.toml")));
     }
 }

@@ -121,10 +121,13 @@ impl Values<'_> {
 
     /// A value that need not be there.
     pub(super) fn optional<T: FromStr>(&mut self, key: &str, expected: &str) -> Option<T> {
-        match self.texts(key).pop().unwrap_or_default().as_str() {
-            "" => None,
-            _ => self.get(key, expected, str::parse),
+        let given = self.texts(key).pop()?;
+        // Such as a variable that is not set: it must not pass for "none".
+        if given.is_empty() {
+            self.mistakes.push(format!("`{key}` is empty; pass {expected}, or leave it out"));
+            return None;
         }
+        self.get(key, expected, str::parse)
     }
 
     /// At least `least`, or 0, which stands for no limit.

@@ -3,7 +3,9 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,14 +14,22 @@ use axum::{
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
     routing::get,
+    serve::Listener,
 };
 use tokio::{net::TcpListener, sync::watch, task::spawn_blocking, time};
 use tokio_util::sync::CancellationToken;
 
+use super::connections::{Connection, ConnectionLimits, Places};
 use crate::{metrics::METRICS, store::StoreHealth};
 
 /// The text format of OpenMetrics 1.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Pause after the system could not accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Operators and their machines are few.
+const LIMITS: ConnectionLimits = ConnectionLimits { all: 64, of_an_address: 64 };
 
 /// How often the data folder is measured.
 const STORE_BYTES_INTERVAL: Duration = Duration::from_secs(30);
@@ -44,28 +54,50 @@ pub(super) async fn serve(
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(ready));
-    axum::serve(listener, router).await
+    axum::serve(AdminListener { listener, places: Places::new(LIMITS) }, router).await
+}
+
+/// Connections of operators, bounded as those of the API are.
+struct AdminListener {
+    listener: TcpListener,
+    places: Arc<Places>,
+}
+
+impl Listener for AdminListener {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, address)) => {
+                    if let Some(place) = self.places.take(address) {
+                        return (Connection::plain(stream, place), address);
+                    }
+                }
+                Err(_) => time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
 }
 
 async fn metrics() -> impl IntoResponse {
     ([(CONTENT_TYPE, OPEN_METRICS)], METRICS.text())
 }
 
-/// Keeps the gauges up to date that nobody else does.
-pub(super) async fn measure(data: PathBuf, mut health: watch::Receiver<StoreHealth>) {
+/// Keeps the size of the data folder up to date.
+pub(super) async fn measure(data: PathBuf) {
     let mut interval = time::interval(STORE_BYTES_INTERVAL);
     loop {
-        tokio::select! {
-            _ = interval.tick() => {
-                let data = data.clone();
-                if let Ok(Ok(bytes)) = spawn_blocking(move || folder_bytes(&data)).await {
-                    METRICS.store_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-                }
-            }
-            Ok(()) = health.changed() => {}
+        interval.tick().await;
+        let data = data.clone();
+        if let Ok(Ok(bytes)) = spawn_blocking(move || folder_bytes(&data)).await {
+            METRICS.store_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
-        let is_poisoned = *health.borrow_and_update() == StoreHealth::Poisoned;
-        METRICS.store_poisoned.set(i64::from(is_poisoned));
     }
 }
 

@@ -27,7 +27,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::tls::Tls;
-use crate::metrics::{METRICS, Refused};
+use crate::metrics::{Counted, METRICS, Refused};
 
 /// Time for a TLS handshake, and again for the first bytes of HTTP/2.
 const OPENING_TIME_MAX: Duration = Duration::from_secs(5);
@@ -49,14 +49,14 @@ pub(super) struct ConnectionLimits {
 }
 
 /// Places of connections.
-struct Places {
+pub(super) struct Places {
     limits: ConnectionLimits,
     taken: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, usize>>,
 }
 
 /// A place, given back when dropped.
-struct Place {
+pub(super) struct Place {
     places: Arc<Places>,
     address: IpAddr,
 }
@@ -67,6 +67,7 @@ pub(super) struct Connection {
     /// Until the first bytes are there.
     opening: Option<Opening>,
     _place: Place,
+    _counted: Option<Counted>,
 }
 
 enum Io {
@@ -87,8 +88,7 @@ pub(super) fn accept(
 ) -> ReceiverStream<io::Result<Connection>> {
     let (accepted, connections) = mpsc::channel(64);
     tokio::spawn(async move {
-        let places =
-            Arc::new(Places { limits, taken: AtomicUsize::new(0), by_address: Mutex::default() });
+        let places = Places::new(limits);
         let mut pause = BACK_OFF.0;
         loop {
             let came = tokio::select! {
@@ -121,6 +121,7 @@ async fn open(
     place: Place,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
+    let counted = Counted::in_gauge(&METRICS.connections);
     if let Err(error) = prepare(&stream) {
         return tracing::debug!(%error, "a connection was lost at once");
     }
@@ -132,15 +133,13 @@ async fn open(
                 Ok(Ok(stream)) => Io::Tls(Box::new(stream)),
                 Ok(Err(error)) => {
                     METRICS.refused(Refused::Handshake);
-                    return tracing::info!(%error, address = %place.address, "TLS failed");
+                    return tracing::debug!(%error, address = %place.address, "TLS failed");
                 }
                 Err(_) => return METRICS.refused(Refused::TooSlow),
             }
         }
     };
-    let deadline = Box::pin(time::sleep(OPENING_TIME_MAX));
-    let opening = Some(Opening { deadline, missing: PREFACE_BYTES });
-    let _ = accepted.send(Ok(Connection { io, opening, _place: place })).await;
+    let _ = accepted.send(Ok(Connection::new(io, place, Some(counted)))).await;
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {
@@ -153,8 +152,12 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 // === impl Places ===
 
 impl Places {
+    pub(super) fn new(limits: ConnectionLimits) -> Arc<Self> {
+        Arc::new(Self { limits, taken: AtomicUsize::new(0), by_address: Mutex::default() })
+    }
+
     /// A place for a connection, where there is one.
-    fn take(self: &Arc<Self>, address: SocketAddr) -> Option<Place> {
+    pub(super) fn take(self: &Arc<Self>, address: SocketAddr) -> Option<Place> {
         // A client of IPv6 has a whole network of addresses.
         let address = network(address.ip());
         if self.taken.load(Ordering::Relaxed) >= self.limits.all {
@@ -169,7 +172,6 @@ impl Places {
         }
         *taken += 1;
         self.taken.fetch_add(1, Ordering::Relaxed);
-        METRICS.connections.inc();
         Some(Place { places: self.clone(), address })
     }
 }
@@ -184,7 +186,6 @@ impl Drop for Place {
             }
         }
         self.places.taken.fetch_sub(1, Ordering::Relaxed);
-        METRICS.connections.dec();
     }
 }
 
@@ -205,6 +206,17 @@ impl Connected for Connection {
 }
 
 impl Connection {
+    fn new(io: Io, place: Place, counted: Option<Counted>) -> Self {
+        let deadline = Box::pin(time::sleep(OPENING_TIME_MAX));
+        let opening = Some(Opening { deadline, missing: PREFACE_BYTES });
+        Self { io, opening, _place: place, _counted: counted }
+    }
+
+    /// One that is not counted among those of the API.
+    pub(super) fn plain(stream: TcpStream, place: Place) -> Self {
+        Self::new(Io::Plain(stream), place, None)
+    }
+
     /// Counts what was read until the first bytes are there; an error where they are late.
     fn opened(&mut self, context: &mut Context<'_>, read: Option<usize>) -> io::Result<()> {
         let Some(opening) = &mut self.opening else { return Ok(()) };

@@ -20,8 +20,7 @@ use tonic_health::server::HealthReporter;
 use self::{
     connections::ConnectionLimits,
     refusals::RefusalsLayer,
-    reload::{CatalogFile, TokensFile},
-    tls::Tls,
+    reload::{CatalogFile, CertificateFiles, TokensFile},
 };
 use crate::{
     access::Access,
@@ -30,6 +29,7 @@ use crate::{
     config::Settings,
     domain::Title,
     feed::retain,
+    metrics::METRICS,
     proto::{
         DESCRIPTORS,
         completion_server::completion_service_server::{
@@ -56,6 +56,9 @@ const HEALTH_SERVICES: [&str; 4] = ["", STORAGE_SERVICE, COMPLETION_SERVICE, CAT
 
 /// Largest catalogue as a message: its texts, with room for the rest.
 const CATALOG_MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// Largest question about health, which whoever reaches the server may ask.
+const HEALTH_MESSAGE_BYTES_MAX: usize = 4 << 10;
 
 /// Largest sum of a request's headers.
 const HEADER_BYTES_MAX: u32 = 8 << 10;
@@ -119,7 +122,7 @@ pub struct Server {
     listener: TcpListener,
     admin_listener: Option<TcpListener>,
     access: Arc<Access>,
-    tls: Option<Arc<Tls>>,
+    certificates: Option<CertificateFiles>,
     files: Vec<CatalogFile>,
     tokens_file: Option<TokensFile>,
 }
@@ -134,7 +137,10 @@ impl Server {
     /// [`ServeError`], whose text says what to do.
     pub async fn open(settings: Settings) -> Result<Self, ServeError> {
         // What can be wrong is looked at before the store is opened, which may take long.
-        let tls = settings.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+        let certificates = match settings.tls.clone() {
+            Some(files) => Some(CertificateFiles::open(files).await?),
+            None => None,
+        };
         let mut tokens_file = settings.tokens.clone().map(TokensFile::new);
         let tokens = match &mut tokens_file {
             Some(file) => Some(file.load().await?),
@@ -187,7 +193,7 @@ impl Server {
             data = %settings.data.display(),
             titles = catalogs.all().len(),
             version = env!("CARGO_PKG_VERSION"),
-            tls = tls.is_some(),
+            tls = certificates.is_some(),
             tokens = tokens_file.is_some(),
             "listening"
         );
@@ -198,7 +204,7 @@ impl Server {
             listener,
             admin_listener,
             access,
-            tls,
+            certificates,
             files,
             tokens_file,
         })
@@ -209,7 +215,7 @@ impl Server {
     pub fn announcement(&self) -> String {
         let address = self.listener.local_addr().unwrap_or(self.settings.listen);
         let admin = self.admin_listener.as_ref().and_then(|it| it.local_addr().ok());
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.certificates.is_some() { "https" } else { "http" };
         announce::text(scheme, address, admin, &self.settings.data, &self.catalogs.all())
     }
 
@@ -221,7 +227,8 @@ impl Server {
     /// [`ServeError::Transport`] where listening fails.
     pub async fn run(self, stop: CancellationToken) -> Result<bool, ServeError> {
         let Self { settings, store, catalogs, listener, admin_listener, .. } = self;
-        let Self { access, tls, files, tokens_file, .. } = self;
+        let Self { access, certificates, files, tokens_file, .. } = self;
+        let tls = certificates.as_ref().map(CertificateFiles::tls);
         let drain = CancellationToken::new();
         let (health, health_server) = tonic_health::server::health_reporter();
         report(&health, true).await;
@@ -229,11 +236,17 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(follow_health(store.clone(), health.clone()));
         tasks.spawn(trim_feeds(store.clone(), catalogs.clone(), settings.clone()));
-        let reloads =
-            reload::Reloads { files, catalogs: catalogs.clone(), tokens_file, tls: tls.clone() };
-        tasks.spawn(reloads.follow(access.clone(), settings.reload_poll));
+        // Apart from each other: none waits for what another waits for.
+        let poll = settings.reload_poll;
+        tasks.spawn(reload::follow_catalogs(files, catalogs.clone(), poll));
+        if let Some(file) = tokens_file {
+            tasks.spawn(reload::follow_tokens(file, access.clone(), poll));
+        }
+        if let Some(files) = certificates {
+            tasks.spawn(reload::follow_certificates(files, poll));
+        }
         if let Some(listener) = admin_listener {
-            tasks.spawn(admin::measure(settings.data.clone(), store.health()));
+            tasks.spawn(admin::measure(settings.data.clone()));
             let serving = admin::serve(listener, store.health(), drain.clone());
             tasks.spawn(async move {
                 if let Err(error) = serving.await {
@@ -268,8 +281,8 @@ impl Server {
                     .max_decoding_message_size(CATALOG_MESSAGE_BYTES_MAX)
                     .max_encoding_message_size(CATALOG_MESSAGE_BYTES_MAX),
             )
-            .add_service(health_server);
-        let router = with_reflection(router, settings.reflection);
+            .add_service(health_server.max_decoding_message_size(HEALTH_MESSAGE_BYTES_MAX));
+        let router = with_reflection(router, &settings);
 
         let limits = ConnectionLimits {
             all: settings.connections_max,
@@ -314,8 +327,8 @@ fn transport(settings: &Settings, access: Arc<Access>) -> tonic::transport::Serv
         .http2_max_local_error_reset_streams(Some(LOCAL_RESET_STREAMS_MAX))
 }
 
-fn with_reflection(router: Router<Layers>, is_on: bool) -> Router<Layers> {
-    if !is_on {
+fn with_reflection(router: Router<Layers>, settings: &Settings) -> Router<Layers> {
+    if !settings.reflection {
         return router;
     }
     let builder = || {
@@ -325,8 +338,14 @@ fn with_reflection(router: Router<Layers>, is_on: bool) -> Router<Layers> {
     };
     let sound = "descriptors made by the build are sound";
     router
-        .add_service(builder().build_v1().expect(sound))
-        .add_service(builder().build_v1alpha().expect(sound))
+        .add_service({
+            let v1 = builder().build_v1().expect(sound);
+            v1.max_decoding_message_size(settings.request_bytes_max)
+        })
+        .add_service({
+            let v1alpha = builder().build_v1alpha().expect(sound);
+            v1alpha.max_decoding_message_size(settings.request_bytes_max)
+        })
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
@@ -346,6 +365,7 @@ async fn report(health: &HealthReporter, is_serving: bool) {
 async fn follow_health(store: Arc<dyn Store>, health: HealthReporter) {
     let mut changes = store.health();
     if changes.wait_for(|health| *health == StoreHealth::Poisoned).await.is_ok() {
+        METRICS.store_poisoned.set(1);
         report(&health, false).await;
     }
 }

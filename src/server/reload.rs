@@ -6,6 +6,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -14,10 +15,11 @@ use std::{
 use thiserror::Error;
 use tokio::{task::spawn_blocking, time};
 
-use super::tls::Tls;
+use super::tls::{Tls, TlsError};
 use crate::{
     access::{Access, TokenError, Tokens},
     catalog::{self, Applied, CatalogFileError, Catalogs},
+    config::TlsFiles,
     domain::{Catalog, Title},
 };
 
@@ -32,7 +34,8 @@ struct Watched {
 }
 
 /// Names, sizes and times of files, and of all files of a folder.
-type Looks = Vec<(PathBuf, u64, Option<SystemTime>)>;
+/// A file that was put in another's place has another inode, even if all else is alike.
+type Looks = Vec<(PathBuf, u64, Option<SystemTime>, u64)>;
 
 /// A title's file.
 pub(super) struct CatalogFile {
@@ -72,14 +75,6 @@ pub enum TokensFileError {
     },
 }
 
-/// Everything that is read again while the server runs.
-pub(super) struct Reloads {
-    pub(super) files: Vec<CatalogFile>,
-    pub(super) catalogs: Catalogs,
-    pub(super) tokens_file: Option<TokensFile>,
-    pub(super) tls: Option<Arc<Tls>>,
-}
-
 // === impl Watched ===
 
 impl Watched {
@@ -91,6 +86,11 @@ impl Watched {
     async fn mark(&mut self) {
         self.read = self.looks().await;
         self.seen.clone_from(&self.read);
+    }
+
+    /// To be called where reading failed for a reason that may pass: it is read again.
+    fn forget(&mut self) {
+        self.read.clear();
     }
 
     /// Whether a file has changed since it was read, and has stopped changing.
@@ -160,41 +160,75 @@ pub fn read_tokens(path: &Path) -> Result<Tokens, TokensFileError> {
     Tokens::parse(&text).map_err(|source| TokensFileError::Wrong { path: path.to_owned(), source })
 }
 
-// === impl Reloads ===
+/// The server's certificates.
+pub(super) struct CertificateFiles {
+    tls: Arc<Tls>,
+    watched: Watched,
+}
 
-impl Reloads {
-    /// Applies changed files for as long as the server runs. A file with mistakes is told of once,
-    /// and what was there before stays.
-    pub(super) async fn follow(mut self, access: Arc<Access>, interval: Duration) {
-        let paths = self.tls.iter().flat_map(|tls| tls.paths()).collect();
-        let mut certificates = Watched::new(paths);
-        certificates.mark().await;
-        loop {
-            time::sleep(interval).await;
-            for file in &mut self.files {
-                if file.watched.has_changed().await {
-                    reload_catalog(file, &self.catalogs).await;
-                }
+// === impl CertificateFiles ===
+
+impl CertificateFiles {
+    /// Reads them.
+    pub(super) async fn open(files: TlsFiles) -> Result<Self, TlsError> {
+        let mut watched = Watched::new(files.paths());
+        watched.mark().await;
+        Ok(Self { tls: Arc::new(Tls::open(files)?), watched })
+    }
+
+    pub(super) fn tls(&self) -> Arc<Tls> {
+        self.tls.clone()
+    }
+}
+
+/// Takes changed certificates for as long as the server runs; bad ones are told of, and what was
+/// there before stays. (The same holds for the other two.)
+pub(super) async fn follow_certificates(mut files: CertificateFiles, interval: Duration) {
+    loop {
+        time::sleep(interval).await;
+        if files.watched.has_changed().await {
+            files.watched.mark().await;
+            match files.tls.reload() {
+                Ok(()) => tracing::info!("certificates read again"),
+                Err(error) => tracing::error!(%error, "the old certificates stay"),
             }
-            if let Some(file) = &mut self.tokens_file
-                && file.watched.has_changed().await
-            {
-                match file.load().await {
-                    Ok(tokens) => {
-                        tracing::info!(tokens = tokens.count(), "tokens read again");
-                        access.replace(tokens);
-                    }
-                    Err(error) => tracing::error!(%error, "the old tokens stay"),
-                }
+        }
+    }
+}
+
+/// Takes changed tokens.
+pub(super) async fn follow_tokens(mut file: TokensFile, access: Arc<Access>, interval: Duration) {
+    loop {
+        time::sleep(interval).await;
+        if !file.watched.has_changed().await {
+            continue;
+        }
+        match file.load().await {
+            Ok(tokens) => {
+                tracing::info!(tokens = tokens.count(), "tokens read again");
+                access.replace(tokens);
             }
-            if let Some(tls) = &self.tls
-                && certificates.has_changed().await
-            {
-                certificates.mark().await;
-                match tls.reload() {
-                    Ok(()) => tracing::info!("certificates read again"),
-                    Err(error) => tracing::error!(%error, "the old certificates stay"),
+            Err(error) => {
+                if let TokensFileError::Io { .. } = error {
+                    file.watched.forget();
                 }
+                tracing::error!(%error, "the old tokens stay");
+            }
+        }
+    }
+}
+
+/// Takes changed catalogues.
+pub(super) async fn follow_catalogs(
+    mut files: Vec<CatalogFile>,
+    catalogs: Catalogs,
+    interval: Duration,
+) {
+    loop {
+        time::sleep(interval).await;
+        for file in &mut files {
+            if file.watched.has_changed().await {
+                reload_catalog(file, &catalogs).await;
             }
         }
     }
@@ -228,7 +262,7 @@ pub(super) fn log(title: &Title, applied: &Applied) {
 fn looks(path: &Path) -> Looks {
     let one = |path: &Path| {
         let metadata = fs::metadata(path).ok()?;
-        Some((path.to_owned(), metadata.len(), metadata.modified().ok()))
+        Some((path.to_owned(), metadata.len(), metadata.modified().ok(), metadata.ino()))
     };
     let mut looks: Looks = one(path).into_iter().collect();
     if let Ok(entries) = fs::read_dir(path) {

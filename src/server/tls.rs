@@ -54,11 +54,6 @@ impl Tls {
         Ok(())
     }
 
-    pub(super) fn paths(&self) -> Vec<PathBuf> {
-        let TlsFiles { certificate, key, client_ca } = &self.files;
-        [certificate, key].into_iter().chain(client_ca).cloned().collect()
-    }
-
     pub(super) fn server_config(&self) -> Arc<ServerConfig> {
         self.config.load_full()
     }

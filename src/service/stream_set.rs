@@ -14,6 +14,7 @@ use crate::{
         StreamSetAchievementStorageRequest, StreamSetAchievementStorageResponse,
         stream_set_achievement_storage_response::Outcome,
     },
+    store::StoreError,
 };
 
 /// Answers the sets of a stream, at most `limit` at a time; reads no further while so many are
@@ -23,16 +24,23 @@ pub(super) fn stream_set(
     caller: Caller,
     mut requests: Streaming<StreamSetAchievementStorageRequest>,
     limit: usize,
-    drain: CancellationToken,
+    stop: CancellationToken,
 ) -> impl Stream<Item = Result<StreamSetAchievementStorageResponse, Status>> + Send {
     try_stream! {
-        let drained = drain.cancelled_owned();
-        tokio::pin!(drained);
+        let stopped = stop.cancelled_owned();
+        // A store that is poisoned may leave what is under way without an answer.
+        let broken = api.poisoned();
+        tokio::pin!(stopped, broken);
         let mut under_way = FuturesUnordered::new();
         let mut end = None;
         loop {
             tokio::select! {
                 biased;
+                () = &mut stopped, if end.is_none() => end = Some(Err(status::draining())),
+                () = &mut broken, if end.is_none() || !under_way.is_empty() => {
+                    end = Some(Err(status::from_store(StoreError::Poisoned)));
+                    break;
+                }
                 request = requests.next(), if end.is_none() && under_way.len() < limit => {
                     match request {
                         // Each set has its place in the store before the next is looked at.
@@ -42,7 +50,6 @@ pub(super) fn stream_set(
                     }
                 }
                 Some(answer) = under_way.next(), if !under_way.is_empty() => yield answer,
-                () = &mut drained, if end.is_none() => end = Some(Err(status::draining())),
                 else => break,
             }
         }

@@ -37,7 +37,8 @@ fn token(name: &str, titles: &[&str], scopes: &[&str]) -> (String, String) {
     let made = accolade(&args);
     assert!(made.status.success(), "{}", text(&made.stderr));
     let entry = text(&made.stdout);
-    let token = entry.lines().nth(1).unwrap().trim_start_matches("# ").to_owned();
+    let token = text(&made.stderr).lines().nth(1).unwrap().to_owned();
+    assert!(!entry.contains(&token), "the server's file does not hold the token");
     (token, entry)
 }
 
@@ -230,13 +231,31 @@ async fn a_token_taken_away_ends_what_it_had_open_and_nothing_else() {
         Some(Outcome::Response(_))
     ));
 
+    // It never stops to send, and is not spared for that.
+    let sending = tokio::spawn(async move {
+        loop {
+            let mut stale = set("p");
+            stale.set.as_mut().unwrap().expected_version = Some(1 << 40);
+            if sets.send(stale).await.is_err() {
+                break;
+            }
+        }
+    });
+
     let (comes, new) = token("comes", &["demo"], &["write"]);
     fs::write(&guarded.file, format!("{kept}{new}")).unwrap();
     let ended = tokio::time::timeout(PATIENCE, open[1].message()).await.expect("it ends in time");
     let revoked = (Code::Unauthenticated, "TOKEN_REVOKED".to_owned());
     assert_eq!(refused(ended), revoked);
-    let ended = tokio::time::timeout(PATIENCE, answers.message()).await.expect("it ends in time");
-    assert_eq!(refused(ended), revoked);
+    let ended = tokio::time::timeout(PATIENCE, async {
+        while answers.message().await?.is_some() {}
+        Ok::<_, Status>(())
+    });
+    // One who goes on to send may lose the connection before the reason is read.
+    let status = ended.await.expect("it ends in time").expect_err("it is not answered to the end");
+    let is_cut = status.code() == Code::Unknown;
+    assert!(is_cut || refused(Err::<(), _>(status.clone())) == revoked, "{status:?}");
+    sending.await.unwrap();
     let unknown = (Code::Unauthenticated, "TOKEN_UNKNOWN".to_owned());
     let again = completions.watch_completions(with(&goes, watch("demo"))).await;
     assert_eq!(refused(again), unknown);
@@ -267,13 +286,17 @@ async fn a_quota_refuses_with_the_time_to_wait_and_spares_other_titles() {
     server.apply("quiet", &[("n", 5)]).await;
     let mut storage = server.storage().await;
     let mut refusals = Vec::new();
+    let begun = Instant::now();
     for _ in 0..300 {
         if let Err(status) = storage.get_achievement_storage(get("demo")).await {
             refusals.push(status);
         }
     }
-    // 300 requests take a moment, in which some more of them are allowed.
-    assert!((50..=200).contains(&refusals.len()), "{} refusals", refusals.len());
+    // 100 at once, and 100 more for each second that this took.
+    let allowed = 300 - refusals.len();
+    let expected = 100 + usize::try_from(begun.elapsed().as_millis() / 10).unwrap() + 1;
+    assert!((100..=expected).contains(&allowed), "{allowed} allowed of {expected}");
+    assert!(!refusals.is_empty(), "the machine is too slow for this test: {:?}", begun.elapsed());
     for status in &refusals {
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(reason(status), "QUOTA_EXCEEDED");
@@ -284,20 +307,20 @@ async fn a_quota_refuses_with_the_time_to_wait_and_spares_other_titles() {
         storage.get_achievement_storage(get("quiet")).await.expect("another title has its own");
     }
     // A stream goes on: each set is refused for itself.
-    let sets = (0..150).map(|n| StreamSetAchievementStorageRequest {
+    let sets = (0..1000).map(|n| StreamSetAchievementStorageRequest {
         tag: n,
         set: Some(delta("quiet", "p", "n", 1)),
     });
     let answers = storage.stream_set_achievement_storage(tokio_stream::iter(sets)).await.unwrap();
     let answers: Vec<_> = answers.into_inner().collect().await;
-    assert_eq!(answers.len(), 150);
+    assert_eq!(answers.len(), 1000);
     let is_refused = |outcome: &Outcome| {
         matches!(outcome, Outcome::Status(status)
         if status.code == Code::ResourceExhausted as i32)
     };
     let refused =
         answers.into_iter().filter(|it| is_refused(it.as_ref().unwrap().outcome.as_ref().unwrap()));
-    assert!((1..=149).contains(&refused.count()));
+    assert!((1..=999).contains(&refused.count()));
 }
 
 #[tokio::test]

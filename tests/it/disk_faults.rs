@@ -16,21 +16,12 @@ use tonic_health::pb::{
 
 use crate::{
     disk::{Call, Disk, Fail, Faults},
-    support::{BINARY, PATIENCE, Server, StorageClient, delta, get, reason},
+    support::{BINARY, PATIENCE, Server, StorageClient, delta, get, reason, say},
+    told::mount,
 };
 
 /// Health must have changed so long after the first error.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(1);
-
-fn mount(folder: &tempfile::TempDir) -> Option<Disk> {
-    match Disk::mount(folder.path()) {
-        Ok(disk) => Some(disk),
-        Err(reason) => {
-            println!("skipped: {reason}");
-            None
-        }
-    }
-}
 
 fn start(disk: &Disk, log: &Path) -> Result<Server, String> {
     let mut command = Command::new(BINARY);
@@ -127,7 +118,7 @@ async fn a_write_or_sync_that_fails_ends_writes_and_loses_nothing() {
     assert_eq!(failures, 48, "each of them is noticed");
     let server = start(&disk, &log).unwrap();
     expect_all(&mut server.storage().await, &all).await;
-    println!("{failures} failures, {} answered sets are there", all.len());
+    say(&format!("{failures} failures, {} answered sets are there", all.len()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,6 +192,6 @@ async fn a_call_that_fails_while_opening_is_told_and_harms_nothing() {
     }
     let server = start(&disk, &log).unwrap();
     expect_all(&mut server.storage().await, &all).await;
-    println!("{refused} times it did not open");
+    say(&format!("{refused} times it did not open"));
     assert!(refused > 10, "{refused} times it did not open");
 }

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
-    io::Write,
     path::Path,
     process::{Command, Stdio},
 };
@@ -13,7 +12,7 @@ use accolade::proto::v1::{
     stream_set_achievement_storage_response::Outcome,
 };
 
-use crate::support::{BINARY, Server, delta, set};
+use crate::support::{BINARY, Server, delta, say, set};
 
 /// Answers to look for in the trace; each player is one set and one answer.
 const SETS: usize = 300;
@@ -21,11 +20,6 @@ const SETS: usize = 300;
 fn has_strace() -> bool {
     let works = Command::new(strace()).args(["-o", "/dev/null", "true"]).status();
     works.is_ok_and(|status| status.success())
-}
-
-/// Shows a line also where the test passes, which `println!` does not.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "\n{line}");
 }
 
 /// The one that `make tools` installs, or the machine's.

@@ -16,6 +16,7 @@ use tonic::transport::Endpoint;
 use crate::support::{
     PATIENCE, Server, StorageClient,
     history::{History, Kind, Operation, Outcome, check, mutate},
+    say,
 };
 
 const CLIENTS: usize = 8;
@@ -184,10 +185,10 @@ async fn every_history_is_linearizable() {
             mutants += 1;
         }
     }
-    println!(
+    say(&format!(
         "{} histories, {operations} operations, {lost} without answer, {conflicts} conflicts: \
          linearizable; {mutants} mutants: refused",
         histories()
-    );
+    ));
     assert!(lost > 0 && conflicts > 0 && mutants > 0, "the histories show nothing");
 }

@@ -2,7 +2,7 @@
 
 use accolade::proto::v1::set_achievement_storage_request::Change;
 
-use crate::support::{Server, Watch, delta, get, set};
+use crate::support::{PATIENCE, Server, Watch, delta, get, set};
 
 #[tokio::test]
 async fn metrics_count_what_happens() {
@@ -111,6 +111,10 @@ async fn probes_tell_alive_from_ready() {
     assert!(server.admin("/").0.contains("404"));
     // Held open by a connection that says nothing.
     let _silent = std::net::TcpStream::connect(&server.address).unwrap();
+    let start = std::time::Instant::now();
+    while server.metric("accolade_connections") < 1 {
+        assert!(start.elapsed() < PATIENCE, "it is accepted");
+    }
     server.terminate();
     let start = std::time::Instant::now();
     while !server.admin("/readyz").0.contains("503") {

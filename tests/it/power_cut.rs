@@ -7,8 +7,8 @@ use tokio::task::JoinSet;
 
 use crate::{
     disk::{Cut, Disk, Faults, State},
-    support::{BINARY, Server},
-    told::{Ledger, NODES, TITLE, Told, WRITERS, apply_catalogs, examine, subscribe, write},
+    support::{BINARY, Server, say},
+    told::{Ledger, NODES, TITLE, Told, WRITERS, apply_catalogs, examine, mount, subscribe, write},
 };
 
 /// Long enough that most moments are in the middle of a sync.
@@ -47,6 +47,7 @@ async fn cut_power(
     let mut random = fastrand::Rng::new();
     let scratch = tempfile::tempdir().unwrap();
     let ledger = Ledger::default();
+    ledger.lock().is_trimmed = !args.is_empty();
     let mut states = 0;
     for generation in 0..snapshots.div_ceil(OF_A_GENERATION) {
         let data = disk.path().join("data");
@@ -62,7 +63,7 @@ async fn cut_power(
         for writer in 0..WRITERS {
             work.spawn(write(server.url(), ledger.clone(), generation, writer));
         }
-        work.spawn(apply_catalogs(server.url(), ledger.clone()));
+        work.spawn(apply_catalogs(server.url(), ledger.clone(), Duration::from_secs(1)));
         let subscriber = tokio::spawn(subscribe(server.url(), ledger.clone()));
         for _ in 0..OF_A_GENERATION {
             tokio::time::sleep(Duration::from_micros(random.u64(1000..30_000))).await;
@@ -91,16 +92,6 @@ async fn cut_power(
     Ok(states)
 }
 
-fn mount(folder: &tempfile::TempDir) -> Option<Disk> {
-    match Disk::mount(folder.path()) {
-        Ok(disk) => Some(disk),
-        Err(reason) => {
-            println!("skipped: {reason}");
-            None
-        }
-    }
-}
-
 const HONEST: Faults = Faults {
     ignore_syncs: false,
     sync_takes: SYNC_TAKES,
@@ -115,7 +106,10 @@ async fn a_power_cut_takes_nothing_that_anybody_was_told() {
     let folder = tempfile::tempdir().unwrap();
     let Some(disk) = mount(&folder) else { return };
     let states = cut_power(&disk, &[], HONEST, snapshots()).await.unwrap();
-    println!("{} power cuts, {states} states of the disk: everything told was there", snapshots());
+    say(&format!(
+        "{} power cuts, {states} states of the disk: everything told was there",
+        snapshots()
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,7 +127,7 @@ async fn a_disk_that_does_not_sync_is_found_out() {
     let Some(disk) = mount(&folder) else { return };
     let lying = Faults { ignore_syncs: true, ..HONEST };
     let lost = cut_power(&disk, &[], lying, 20).await.expect_err("syncs are not done");
-    println!("found out: {lost}");
+    say(&format!("found out: {lost}"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

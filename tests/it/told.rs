@@ -1,7 +1,12 @@
 //! A busy service, and what everybody was told by it: whatever happens to the service then, all of
 //! that must still be so.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use accolade::{
     clock::SystemClock,
@@ -17,7 +22,7 @@ use accolade::{
 };
 use parking_lot::Mutex;
 
-use crate::support::{StorageClient, delta};
+use crate::support::{StorageClient, delta, say};
 
 pub const TITLE: &str = "t";
 pub const WRITERS: usize = 8;
@@ -36,6 +41,15 @@ pub struct Told {
     feed: Vec<String>,
     /// The newest revision of the catalogue.
     revision: i64,
+    /// Whether retention may take what nobody has heard of.
+    pub is_trimmed: bool,
+}
+
+/// A disk in memory, or a line that says why there is none.
+#[cfg(target_os = "linux")]
+pub fn mount(folder: &tempfile::TempDir) -> Option<crate::disk::Disk> {
+    let mounted = crate::disk::Disk::mount(folder.path());
+    mounted.inspect_err(|reason| say(&format!("SKIPPED, and not tested: {reason}"))).ok()
 }
 
 pub type Ledger = Arc<Mutex<Told>>;
@@ -91,11 +105,19 @@ pub async fn examine(folder: &Path, told: &Told) -> Result<(), String> {
     // Retention may have taken the oldest away; from the first that is there, nothing is missing.
     let retained = feed.first().and_then(|first| told.feed.iter().position(|it| it == first));
     let expected = retained.map_or(&[][..], |place| &told.feed[place..]);
-    if !feed.starts_with(expected) || (retained.is_none() && !told.feed.is_empty()) {
+    let may_be_gone = told.feed.is_empty() || (told.is_trimmed && !feed.is_empty());
+    if !feed.starts_with(expected) || (retained.is_none() && !may_be_gone) {
         return Err(format!("the feed was told as {:?}, and is {feed:?}", told.feed));
     }
     let catalogs = store.catalogs().await.map_err(|error| error.to_string())?;
-    let revision = catalogs.iter().find(|it| it.title == title).map_or(0, |it| it.revision);
+    let catalog = catalogs.iter().find(|it| it.title == title);
+    let revision = catalog.map_or(0, |it| it.revision);
+    let nodes = catalog.iter().flat_map(|it| it.catalog.nodes());
+    let texts = nodes.map(|node| node.definition().draft().description.split(' ').next().unwrap());
+    let texts: BTreeSet<_> = texts.collect();
+    if texts.len() > 1 {
+        return Err(format!("the catalogue is mixed from {texts:?}"));
+    }
     if i64::try_from(revision).unwrap() < told.revision {
         return Err(format!("catalogue: told revision {}, stored {revision}", told.revision));
     }
@@ -191,7 +213,7 @@ pub async fn subscribe(url: String, ledger: Ledger) {
 }
 
 /// Applies one catalogue after the other, all with the same nodes and of more than one chunk.
-pub async fn apply_catalogs(server_url: String, ledger: Ledger) {
+pub async fn apply_catalogs(server_url: String, ledger: Ledger, pause: Duration) {
     let Ok(mut client) = CatalogServiceClient::connect(server_url).await else { return };
     for n in 0.. {
         let definitions = definitions(n);
@@ -199,16 +221,19 @@ pub async fn apply_catalogs(server_url: String, ledger: Ledger) {
         let request = ApplyCatalogRequest { title, definitions, ..Default::default() };
         let Ok(answer) = client.apply_catalog(request).await else { return };
         ledger.lock().revision = answer.into_inner().revision;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
+/// More than one step of the store writes: 300 texts of 2 KB beside the nodes that are used.
 fn definitions(n: usize) -> Vec<Definition> {
+    let fillers: Vec<_> = (0..300).map(|filler| format!("filler-{filler}")).collect();
+    let fillers = fillers.iter().map(|id| (id.as_str(), 1));
     let node = |(id, max_progress): (&str, i64)| Definition {
         node_id: id.to_owned(),
         max_progress,
         description: format!("{n} {}", "x".repeat(2000)),
         ..Definition::default()
     };
-    NODES.map(node).to_vec()
+    NODES.into_iter().chain(fillers).map(node).collect()
 }

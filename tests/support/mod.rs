@@ -195,6 +195,11 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Shows a line also where the test passes, which `println!` does not.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "\n{line}");
+}
+
 /// A set that adds.
 pub fn delta(title: &str, player: &str, node: &str, delta: i64) -> SetAchievementStorageRequest {
     SetAchievementStorageRequest {

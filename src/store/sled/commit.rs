@@ -335,13 +335,19 @@ impl Committer {
         if bytes == 0 && answers.is_empty() {
             return;
         }
-        if *self.health.borrow() == StoreHealth::Poisoned {
-            for answer in answers {
-                answer.send(Err(StoreError::Poisoned));
+        {
+            // Whoever poisons the store says so first and takes the answers afterwards; under the
+            // lock, these come before that or are not put there at all.
+            let mut unanswered = self.unanswered.lock();
+            if *self.health.borrow() == StoreHealth::Poisoned {
+                drop(unanswered);
+                for answer in answers {
+                    answer.send(Err(StoreError::Poisoned));
+                }
+                return;
             }
-            return;
+            unanswered.push_back(answers);
         }
-        self.unanswered.lock().push_back(answers);
         let mut extended = Vec::with_capacity(feeds.len());
         for (title, (feed, ends)) in feeds {
             self.applied_feeds.insert(title, (feed.clone(), ends));

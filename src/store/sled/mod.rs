@@ -54,6 +54,7 @@ use super::{
 use crate::{
     clock::Clock,
     domain::{Catalog, Completion, Cursor, NodeId, PlayerKey, PlayerUpdate, State, Title},
+    metrics::METRICS,
 };
 
 pub use bounds::{EXTRA_BYTES_DEFAULT, EXTRA_BYTES_MAX};
@@ -173,6 +174,8 @@ impl SledStore {
         if *self.health.borrow() == StoreHealth::Poisoned {
             return Err(StoreError::Poisoned);
         }
+        let waiting = jobs.max_capacity() - jobs.capacity();
+        METRICS.updates_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         jobs.send(job).await.map_err(|_| StoreError::Poisoned)
     }
 
@@ -182,8 +185,16 @@ impl SledStore {
         job: impl FnOnce(oneshot::Sender<T>) -> Job,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.queue(job(answer)).await?;
-        answered.await.map_err(|_| StoreError::Poisoned)
+        let done = async {
+            self.queue(job(answer)).await?;
+            answered.await.map_err(|_| StoreError::Poisoned)
+        };
+        // A committer that hangs answers nobody.
+        tokio::select! {
+            biased;
+            done = done => done,
+            () = poisoned(self.health.subscribe()) => Err(StoreError::Poisoned),
+        }
     }
 
     /// Runs reads that may be long where they keep nobody waiting.
@@ -334,6 +345,12 @@ impl Store for SledStore {
 
 fn states(records: &Records) -> Vec<(NodeId, State)> {
     records.iter().map(|(node, stored)| (node.clone(), stored.record.state.clone())).collect()
+}
+
+async fn poisoned(mut health: watch::Receiver<StoreHealth>) {
+    if health.wait_for(|health| *health == StoreHealth::Poisoned).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {

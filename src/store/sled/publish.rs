@@ -158,13 +158,11 @@ impl Publisher {
             return None;
         }
         let mut sync_time = None;
-        if let Some(number) = group.number {
+        if group.number.is_some() {
             let start = Instant::now();
             self.stopwatch.start();
             crash_point!("before-sync");
-            let synced = (self.sync_log)()
-                .and_then(|()| self.check_blobs())
-                .and_then(|()| self.mark.as_ref().map_or(Ok(()), |mark| mark.set(number)));
+            let synced = (self.sync_log)().and_then(|()| self.check_blobs());
             self.stopwatch.stop();
             if let Err(error) = synced {
                 poison(&self.health, &self.unanswered, &error.to_string());
@@ -184,13 +182,20 @@ impl Publisher {
             }
         }
         // None where the watchdog has given this group up: its callers were told so.
-        if let Some(answers) = self.unanswered.lock().pop_front() {
-            if let Some(time) = sync_time {
-                METRICS.group(answers.len(), time);
-            }
+        let answers = self.unanswered.lock().pop_front();
+        let updates = answers.as_ref().map_or(0, Vec::len);
+        if let Some(answers) = answers {
             crash_point!("before-answers");
             self.answer(answers);
             crash_point!("answered");
+        }
+        // What nobody waits for comes last.
+        if let Some(time) = sync_time {
+            METRICS.group(updates, time);
+        }
+        let marked = self.mark.as_ref().zip(group.number).map(|(mark, number)| mark.set(number));
+        if let Some(Err(error)) = marked {
+            poison(&self.health, &self.unanswered, &error.to_string());
         }
         sync_time
     }
