@@ -80,7 +80,8 @@ struct Group {
     batch: Batch,
     bytes: usize,
     jobs: usize,
-    /// Changes of records, each of which is one more version.
+    /// Changes: each is one more version of a record, revision of a catalogue, or completion that
+    /// left its feed.
     stored: u64,
     changes: Changes,
     feeds: HashMap<Title, (Arc<TitleFeed>, FeedEnds)>,
@@ -289,6 +290,7 @@ impl Committer {
         let value = frame::encode(&key, &row);
         group.write(key, Some(value));
         let count = removed.len();
+        group.stored += count as u64;
         for key in removed {
             group.write(key, None);
         }
@@ -319,6 +321,9 @@ impl Committer {
         for step in steps {
             let mut group = Group::default();
             for (key, value) in step {
+                if let Some(keys::Key::Title(_)) = keys::Key::decode(&key) {
+                    group.stored += 1;
+                }
                 group.write(key, value);
             }
             crash_point!("catalogue-step");

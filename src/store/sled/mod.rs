@@ -34,7 +34,11 @@ use std::{
 use async_trait::async_trait;
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{
+        Semaphore,
+        mpsc::{self, error::TrySendError},
+        oneshot, watch,
+    },
     task::spawn_blocking,
 };
 
@@ -176,7 +180,16 @@ impl SledStore {
         }
         let waiting = jobs.max_capacity() - jobs.capacity();
         METRICS.updates_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
-        jobs.send(job).await.map_err(|_| StoreError::Poisoned)
+        match jobs.try_send(job) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(StoreError::Poisoned),
+            // A committer that hangs makes no place.
+            Err(TrySendError::Full(job)) => tokio::select! {
+                biased;
+                sent = jobs.send(job) => sent.map_err(|_| StoreError::Poisoned),
+                () = poisoned(self.health.subscribe()) => Err(StoreError::Poisoned),
+            },
+        }
     }
 
     /// Has the committer do a job, and waits for its answer.
