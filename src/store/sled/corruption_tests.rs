@@ -143,3 +143,22 @@ fn damage_to_any_file_is_refused_or_does_no_harm() {
     let _ = writeln!(io::stderr(), "\n{line}");
     assert!(refused > cases() / 3, "{refused} refused, {harmless} harmless");
 }
+
+/// sled may go back to the moment of creation, before anything was counted.
+#[test]
+fn a_log_that_is_gone_from_its_first_entries_on_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let original = dir.path().join("data");
+    let right = tokio::runtime::Runtime::new().unwrap().block_on(fill(&original));
+    let mut refused = 0;
+    for at in 140..180 {
+        let unharmed = judge(&right, &original, &format!("at {at}"), |dir| {
+            let path = dir.join("store/db");
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[at] ^= 1;
+            fs::write(path, bytes).unwrap();
+        });
+        refused += usize::from(!unharmed);
+    }
+    assert!(refused > 0, "nothing depends on these bytes");
+}

@@ -174,7 +174,7 @@ fn open_existing(lock: File, store: PathBuf, cache_bytes: u64) -> Result<Opened,
     if let Some(row) = report.store {
         let path = mark::path(store.parent().unwrap_or(Path::new("")));
         let durable = mark::read(&path, row.store_id).map_err(at(&path))?;
-        if let Some(durable) = durable.filter(|durable| row.groups > 0 && *durable > row.groups) {
+        if let Some(durable) = durable.filter(|durable| *durable > row.groups) {
             report.problem(format!(
                 "{durable} groups were durable, {} are there: the log has lost its end (to go on \
                  without what is lost, remove `{}`)",

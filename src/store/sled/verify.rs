@@ -1,8 +1,6 @@
 //! Reads a whole store and tells whether every value is sound and whether records and completions
 //! agree: run at every open, and by `accolade verify`.
 //!
-//! Every pair is also looked up by its key, on a second thread beside the reading.
-//!
 //! Agreement is checked in one pass without looking anything up. Each completed record and each
 //! completion is hashed over what they must have in common, and the two sums must be equal; a
 //! second pass that does look up is made only to say what is wrong.
@@ -10,12 +8,9 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
-    panic::resume_unwind,
-    sync::mpsc::{self, Receiver, SyncSender},
-    thread,
 };
 
-use sled::{IVec, Tree};
+use sled::Tree;
 
 use super::{
     catalogs,
@@ -31,12 +26,6 @@ use crate::{
 
 /// Most problems that one report names.
 const PROBLEMS_MAX: usize = 20;
-
-/// Pairs that are looked up at once, and how many of such lots reading may be ahead.
-const LOOKUPS_AT_ONCE: usize = 1024;
-const LOOKUPS_AHEAD: usize = 8;
-
-type Pairs = Vec<(IVec, IVec)>;
 
 /// What a store holds.
 #[derive(Debug, Default)]
@@ -59,42 +48,9 @@ pub struct Report {
 
 /// Reads everything in a tree.
 pub(super) fn verify(tree: &Tree) -> Result<Report, StoreError> {
-    thread::scope(|scope| {
-        let (pairs, to_look_up) = mpsc::sync_channel(LOOKUPS_AHEAD);
-        let looking_up = scope.spawn(move || look_up(tree, &to_look_up));
-        let mut report = read_all(tree, &pairs)?;
-        drop(pairs);
-        let unfound = looking_up.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-        for problem in unfound {
-            report.problem(problem);
-        }
-        Ok(report)
-    })
-}
-
-/// Looks up every pair that was read, beside the reading. Where an inner node of the tree is
-/// damaged, reading from end to end may find what a lookup does not.
-fn look_up(tree: &Tree, pairs: &Receiver<Pairs>) -> Result<Vec<String>, StoreError> {
-    let mut problems = Vec::new();
-    for (key, value) in pairs.iter().flatten() {
-        let found = tree.get(&key).map_err(failed)?;
-        if found != Some(value) && problems.len() < PROBLEMS_MAX {
-            problems.push(damaged(&key, "is there, and cannot be looked up").to_string());
-        }
-    }
-    Ok(problems)
-}
-
-fn read_all(tree: &Tree, to_look_up: &SyncSender<Pairs>) -> Result<Report, StoreError> {
     let mut report = Report::default();
-    let mut pairs = Pairs::with_capacity(LOOKUPS_AT_ONCE);
     for entry in tree {
         let (key, value) = entry.map_err(failed)?;
-        pairs.push((key.clone(), value.clone()));
-        if pairs.len() == LOOKUPS_AT_ONCE {
-            // Where nobody receives, an error was found already, and is told at the end.
-            let _ = to_look_up.send(std::mem::take(&mut pairs));
-        }
         let checked = match Key::decode(&key) {
             Some(decoded) => report.take(&key, decoded, &value),
             None => Err(damaged(&key, "stands under a key that this version does not know")),
@@ -103,7 +59,6 @@ fn read_all(tree: &Tree, to_look_up: &SyncSender<Pairs>) -> Result<Report, Store
             report.problem(error.to_string());
         }
     }
-    let _ = to_look_up.send(pairs);
     match report.store {
         None => report.problem("the store has no row of its own".to_owned()),
         Some(StoreRow { groups: 1.., changes, .. }) if changes != report.changes => {
@@ -112,8 +67,10 @@ fn read_all(tree: &Tree, to_look_up: &SyncSender<Pairs>) -> Result<Report, Store
         }
         Some(_) => {}
     }
-    if let Err(error) = catalogs::load(tree) {
-        report.problem(error.to_string());
+    match catalogs::load(tree) {
+        Ok(catalogs) if catalogs.len() as u64 == report.titles => {}
+        Ok(_) => report.problem("catalogues are there that cannot be looked up".to_owned()),
+        Err(error) => report.problem(error.to_string()),
     }
     if report.difference != 0 {
         report.explain(tree)?;
