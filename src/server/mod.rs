@@ -46,7 +46,7 @@ use crate::{
     },
     service::{CatalogApi, CompletionApi, Doors, StorageApi, StorageLimits},
     store::{
-        CatalogError, Store, StoreError, StoreHealth,
+        CatalogError, Store, StoreError, poisoned,
         sled::{OpenError, SledStore},
     },
 };
@@ -363,11 +363,9 @@ async fn report(health: &HealthReporter, is_serving: bool) {
 
 /// Says NOT_SERVING as soon as the store takes no more writes.
 async fn follow_health(store: Arc<dyn Store>, health: HealthReporter) {
-    let mut changes = store.health();
-    if changes.wait_for(|health| *health == StoreHealth::Poisoned).await.is_ok() {
-        METRICS.store_poisoned.set(1);
-        report(&health, false).await;
-    }
+    poisoned(store.health()).await;
+    METRICS.store_poisoned.set(1);
+    report(&health, false).await;
 }
 
 async fn trim_feeds(store: Arc<dyn Store>, catalogs: Catalogs, settings: Settings) {

@@ -25,7 +25,7 @@ use crate::{
         self, achievement_storage_service_server::AchievementStorageService, node_update,
         set_achievement_storage_request as set,
     },
-    store::{Answered, Store, StoreHealth},
+    store::{Answered, Store, poisoned},
 };
 
 /// See the module.
@@ -121,12 +121,7 @@ impl StorageApi {
 
     /// Ends once the store takes no more writes.
     pub(super) fn poisoned(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut health = self.store.health();
-        async move {
-            if health.wait_for(|health| *health == StoreHealth::Poisoned).await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        poisoned(self.store.health())
     }
 
     /// The records of a player that the catalogue has nodes for.

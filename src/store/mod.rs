@@ -117,6 +117,13 @@ pub struct Retention {
     pub count: Option<u64>,
 }
 
+/// Ends once the store takes no more writes; never, where it is closed before that.
+pub async fn poisoned(mut health: watch::Receiver<StoreHealth>) {
+    if health.wait_for(|health| *health == StoreHealth::Poisoned).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// A title's catalogue as it is stored.
 #[derive(Clone, Debug)]
 pub struct StoredCatalog {

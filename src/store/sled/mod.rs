@@ -53,7 +53,7 @@ use self::{
 };
 use super::{
     Answered, CatalogError, FeedBounds, FeedError, Retention, Store, StoreError, StoreHealth,
-    StoredCatalog, cursor::CursorCodec,
+    StoredCatalog, cursor::CursorCodec, poisoned,
 };
 use crate::{
     clock::Clock,
@@ -358,12 +358,6 @@ impl Store for SledStore {
 
 fn states(records: &Records) -> Vec<(NodeId, State)> {
     records.iter().map(|(node, stored)| (node.clone(), stored.record.state.clone())).collect()
-}
-
-async fn poisoned(mut health: watch::Receiver<StoreHealth>) {
-    if health.wait_for(|health| *health == StoreHealth::Poisoned).await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }
 
 fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
