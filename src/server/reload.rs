@@ -63,7 +63,7 @@ pub enum TokensFileError {
         source: std::io::Error,
     },
     /// It is too large.
-    #[error("the file of tokens `{}` is larger than 4 MiB; write at most 1000 tokens", .0.display())]
+    #[error("the file of tokens `{}` is over 4 MiB; write at most 1000 tokens", .0.display())]
     TooLarge(PathBuf),
     /// Something in it is wrong.
     #[error("the file of tokens `{}`:\n{source}", path.display())]
