@@ -24,6 +24,8 @@ mod linear;
 mod metrics;
 #[cfg(target_os = "linux")]
 mod power_cut;
+#[cfg(all(target_os = "linux", feature = "failpoints"))]
+mod sled_bounds;
 mod story;
 mod stream_set;
 mod tls;

@@ -1,14 +1,17 @@
 //! Power cuts: what a disk may be left with at any moment holds everything that anybody was told
 //! until then.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use tokio::task::JoinSet;
 
 use crate::{
     disk::{Cut, Disk, Faults, State},
     support::{BINARY, Server, say},
-    told::{Ledger, NODES, TITLE, Told, WRITERS, apply_catalogs, examine, mount, subscribe, write},
+    told::{
+        Ledger, NODES, TITLE, Told, WRITERS, apply_catalogs, examine, mount, resume, subscribe,
+        write,
+    },
 };
 
 /// Long enough that most moments are in the middle of a sync.
@@ -35,36 +38,54 @@ async fn examine_state(
     Ok(())
 }
 
+/// Starts the service, and takes what the disk would be left with at moments of the start.
+async fn start_under_cuts(
+    disk: &Disk,
+    mut command: Command,
+    log: &Path,
+    random: &mut fastrand::Rng,
+) -> (Result<Server, String>, Vec<State>) {
+    command.args(["serve", "--listen=127.0.0.1:0", "--data"]).arg(disk.path().join("data"));
+    let log = log.to_owned();
+    let starting = std::thread::spawn(move || Server::run(command, &log));
+    let mut states = Vec::new();
+    while !starting.is_finished() {
+        states.push(disk.snapshot().cut(CUTS[states.len() % CUTS.len()], random));
+        tokio::time::sleep(Duration::from_millis(random.u64(1..20))).await;
+    }
+    (starting.join().unwrap(), states)
+}
+
 /// Runs the service on the disk, looks at what power cuts would leave, goes on with one of those,
 /// and so on. Tells the first thing that is wrong.
-async fn cut_power(
-    disk: &Disk,
-    args: &[&str],
-    faults: Faults,
-    snapshots: usize,
-) -> Result<usize, String> {
+async fn cut_power(disk: &Disk, setup: Setup, snapshots: usize) -> Result<usize, String> {
     const OF_A_GENERATION: usize = 10;
     let mut random = fastrand::Rng::new();
     let scratch = tempfile::tempdir().unwrap();
     let ledger = Ledger::default();
-    ledger.lock().is_trimmed = !args.is_empty();
+    ledger.lock().is_trimmed = setup.retention_count.is_some();
     let mut states = 0;
     for generation in 0..snapshots.div_ceil(OF_A_GENERATION) {
-        let data = disk.path().join("data");
         let log = scratch.path().join(format!("{generation}.log"));
-        let mut command = Command::new(BINARY);
-        command.args(["serve", "--listen=127.0.0.1:0", "--data"]).arg(&data).args(args);
-        let server = Server::run(command, &log)?;
+        disk.set_faults(setup.faults);
+        let (server, starts) = start_under_cuts(disk, setup.command(), &log, &mut random).await;
+        let server = server?;
+        let told = ledger.lock().clone();
+        for state in starts {
+            let found = examine_state(&state, &scratch, &told).await;
+            found.map_err(|problem| format!("while opening: {problem}"))?;
+            states += 1;
+        }
         if generation == 0 {
             server.apply(TITLE, &NODES).await;
         }
-        disk.set_faults(faults);
         let mut work = JoinSet::new();
         for writer in 0..WRITERS {
             work.spawn(write(server.url(), ledger.clone(), generation, writer));
         }
-        work.spawn(apply_catalogs(server.url(), ledger.clone(), Duration::from_secs(1)));
-        let subscriber = tokio::spawn(subscribe(server.url(), ledger.clone()));
+        work.spawn(apply_catalogs(server.url(), ledger.clone(), Duration::from_millis(200)));
+        work.spawn(subscribe(server.url(), ledger.clone()));
+        work.spawn(resume(server.url(), ledger.clone()));
         for _ in 0..OF_A_GENERATION {
             tokio::time::sleep(Duration::from_micros(random.u64(1000..30_000))).await;
             // What is told after this line may be on the disk or not.
@@ -78,8 +99,9 @@ async fn cut_power(
             }
         }
         server.kill();
-        while work.join_next().await.is_some() {}
-        subscriber.await.map_err(|error| error.to_string())?;
+        while let Some(done) = work.join_next().await {
+            done.map_err(|error| error.to_string())?;
+        }
         // What came after the last snapshot is lost with it, to those as well who were told of it.
         let told = ledger.lock().clone();
         let snapshot = disk.snapshot();
@@ -90,6 +112,27 @@ async fn cut_power(
         disk.load(&state);
     }
     Ok(states)
+}
+
+/// What is cut off, and on which disk.
+#[derive(Clone, Copy, Default)]
+struct Setup {
+    faults: Faults,
+    retention_count: Option<u32>,
+    /// A place of the code that does something else: see `fail` of the service.
+    failpoints: &'static str,
+}
+
+impl Setup {
+    /// The program with its settings; what every run has is still missing.
+    fn command(&self) -> Command {
+        let mut command = Command::new(BINARY);
+        if let Some(count) = self.retention_count {
+            command.env("ACCOLADE_RETENTION_COUNT", count.to_string());
+        }
+        command.env("FAILPOINTS", self.failpoints);
+        command
+    }
 }
 
 const HONEST: Faults = Faults {
@@ -105,7 +148,8 @@ const HONEST: Faults = Faults {
 async fn a_power_cut_takes_nothing_that_anybody_was_told() {
     let folder = tempfile::tempdir().unwrap();
     let Some(disk) = mount(&folder) else { return };
-    let states = cut_power(&disk, &[], HONEST, snapshots()).await.unwrap();
+    let setup = Setup { faults: HONEST, ..Setup::default() };
+    let states = cut_power(&disk, setup, snapshots()).await.unwrap();
     say(&format!(
         "{} power cuts, {states} states of the disk: everything told was there",
         snapshots()
@@ -116,8 +160,8 @@ async fn a_power_cut_takes_nothing_that_anybody_was_told() {
 async fn a_power_cut_while_retention_works_leaves_no_hole() {
     let folder = tempfile::tempdir().unwrap();
     let Some(disk) = mount(&folder) else { return };
-    let args = ["--retention-count=300"];
-    cut_power(&disk, &args, HONEST, snapshots() / 4).await.unwrap();
+    let setup = Setup { faults: HONEST, retention_count: Some(300), ..Setup::default() };
+    cut_power(&disk, setup, snapshots() / 4).await.unwrap();
 }
 
 /// The test would notice: on a disk that answers syncs and does not do them, something is lost.
@@ -126,7 +170,19 @@ async fn a_disk_that_does_not_sync_is_found_out() {
     let folder = tempfile::tempdir().unwrap();
     let Some(disk) = mount(&folder) else { return };
     let lying = Faults { ignore_syncs: true, ..HONEST };
-    let lost = cut_power(&disk, &[], lying, 20).await.expect_err("syncs are not done");
+    let setup = Setup { faults: lying, ..Setup::default() };
+    let lost = cut_power(&disk, setup, 20).await.expect_err("syncs are not done");
+    say(&format!("found out: {lost}"));
+}
+
+/// The test would notice: a service whose groups are not synced loses something, on a good disk.
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_does_not_sync_is_found_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(disk) = mount(&folder) else { return };
+    let setup = Setup { faults: HONEST, failpoints: "no-sync=return", ..Setup::default() };
+    let lost = cut_power(&disk, setup, 20).await.expect_err("groups are not synced");
     say(&format!("found out: {lost}"));
 }
 
@@ -137,18 +193,9 @@ async fn a_power_cut_during_the_first_start_leaves_a_folder_that_opens() {
         let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let Some(disk) = mount(&folder) else { return };
         disk.set_faults(HONEST);
-        let (data, log) = (folder.path().join("data"), scratch.path().join("log"));
-        let starting = std::thread::spawn(move || {
-            let mut command = Command::new(BINARY);
-            command.args(["serve", "--listen=127.0.0.1:0", "--data"]).arg(&data);
-            Server::run(command, &log)
-        });
-        let mut states = Vec::new();
-        while !starting.is_finished() {
-            states.push(disk.snapshot().cut(CUTS[states.len() % 3], &mut random));
-            tokio::time::sleep(Duration::from_millis(random.u64(1..20))).await;
-        }
-        drop(starting.join().unwrap().unwrap());
+        let (command, log) = (Command::new(BINARY), scratch.path().join("log"));
+        let (server, states) = start_under_cuts(&disk, command, &log, &mut random).await;
+        drop(server.unwrap());
         for state in states {
             let found = examine_state(&state, &scratch, &Told::default()).await;
             found.unwrap_or_else(|problem| panic!("round {round}: {problem}"));

@@ -2,7 +2,7 @@
 //! that must still be so.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -21,6 +21,7 @@ use accolade::{
     store::{Store, sled::SledStore},
 };
 use parking_lot::Mutex;
+use tonic::Code;
 
 use crate::support::{StorageClient, delta, say};
 
@@ -39,6 +40,12 @@ pub struct Told {
     pairs: BTreeMap<String, i64>,
     /// Who has completed "done", in the order of the feed.
     feed: Vec<String>,
+    /// Whose set that completes "done" was answered.
+    done: BTreeSet<String>,
+    /// What a subscriber heard who always comes back with its last cursor.
+    resumed: Vec<String>,
+    /// That cursor; empty before the first.
+    cursor: String,
     /// The newest revision of the catalogue.
     revision: i64,
     /// Whether retention may take what nobody has heard of.
@@ -109,6 +116,19 @@ pub async fn examine(folder: &Path, told: &Told) -> Result<(), String> {
     if !feed.starts_with(expected) || (retained.is_none() && !may_be_gone) {
         return Err(format!("the feed was told as {:?}, and is {feed:?}", told.feed));
     }
+    if !told.is_trimmed && !feed.starts_with(&told.resumed) {
+        return Err(format!("who resumes heard {:?}, and the feed is {feed:?}", told.resumed));
+    }
+    let completed: HashSet<_> = feed.iter().collect();
+    for player in &told.done {
+        let stored = versions(player).await?;
+        if stored.get("done").is_none() {
+            return Err(format!("{player}: told that it has completed, and no record is stored"));
+        }
+        if !told.is_trimmed && !completed.contains(player) {
+            return Err(format!("{player}: told that it has completed, and the feed lacks it"));
+        }
+    }
     let catalogs = store.catalogs().await.map_err(|error| error.to_string())?;
     let catalog = catalogs.iter().find(|it| it.title == title);
     let revision = catalog.map_or(0, |it| it.revision);
@@ -165,9 +185,9 @@ pub async fn write(server_url: String, ledger: Ledger, generation: usize, writer
                 // Large values among small ones.
                 finish.extra = Some("x".repeat(fastrand::usize(..16_000)));
                 finish.expected_version = Some(0);
-                if client.set_achievement_storage(finish).await.is_err() {
-                    return;
-                }
+                let Ok(answer) = client.set_achievement_storage(finish).await else { return };
+                assert!(answer.into_inner().newly_completed);
+                ledger.lock().done.insert(player);
             }
             9 => {
                 let request = GetAchievementStorageRequest {
@@ -208,6 +228,27 @@ pub async fn subscribe(url: String, ledger: Ledger) {
                 None => told.feed.push(player),
             }
             heard = Some(place + 1);
+        }
+    }
+}
+
+/// Hears the feed from where it left off, until the server is gone. What it has heard is durable,
+/// so there must be a place for its cursor after anything.
+pub async fn resume(url: String, ledger: Ledger) {
+    let Ok(mut client) = CompletionServiceClient::connect(url).await else { return };
+    let after = Some(ledger.lock().cursor.clone());
+    let request = WatchCompletionsRequest { title: TITLE.to_owned(), after, ..Default::default() };
+    let watch = match client.watch_completions(request).await {
+        Ok(watch) => watch,
+        Err(status) if status.code() == Code::Unavailable => return,
+        Err(status) => panic!("a cursor that was given out has no place: {status:?}"),
+    };
+    let mut watch = watch.into_inner();
+    while let Ok(Some(message)) = watch.message().await {
+        if let Some(Event::Completion(completion)) = message.event {
+            let mut told = ledger.lock();
+            told.cursor = completion.cursor;
+            told.resumed.push(completion.player_id);
         }
     }
 }

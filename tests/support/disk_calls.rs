@@ -148,6 +148,28 @@ impl Filesystem for Calls {
         empty(self.0.lock().sync(node.0), reply);
     }
 
+    fn lseek(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let from = usize::try_from(offset).map_err(|_| Errno::EINVAL);
+        let mut inner = self.0.lock();
+        let found = from.and_then(|from| {
+            let file = inner.file(node.0)?;
+            let found = if whence == libc::SEEK_DATA { file.data(from) } else { file.hole(from) };
+            found.ok_or(Errno::ENXIO)
+        });
+        match found {
+            Ok(place) => reply.offset(i64::try_from(place).unwrap_or(i64::MAX)),
+            Err(error) => reply.error(error),
+        }
+    }
+
     fn fsyncdir(
         &self,
         request: &Request,

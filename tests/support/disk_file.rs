@@ -53,6 +53,20 @@ impl File {
         data
     }
 
+    /// The first place from here on where there is a page.
+    pub(super) fn data(&self, from: usize) -> Option<usize> {
+        let mut pages = from / PAGE..self.size.div_ceil(PAGE);
+        let page = pages.find(|index| self.page(*index).is_some())?;
+        Some(from.max(page * PAGE)).filter(|place| *place < self.size)
+    }
+
+    /// The first place from here on where there is none; the end of the file is one.
+    pub(super) fn hole(&self, from: usize) -> Option<usize> {
+        let mut pages = from / PAGE..self.size.div_ceil(PAGE);
+        let hole = pages.find(|index| self.page(*index).is_none());
+        (from < self.size).then(|| hole.map_or(self.size, |page| from.max(page * PAGE)))
+    }
+
     /// Writes until there is no room for another page. Returns how many bytes that were.
     pub(super) fn write(&mut self, at: usize, data: &[u8], mut room: u64) -> usize {
         let mut written = 0;

@@ -19,7 +19,7 @@ use std::{
 };
 
 use sled::Batch;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     bounds::{GROUP_BYTES_MAX, TRIM_ROWS_MAX},
@@ -27,11 +27,12 @@ use super::{
     crash_point::crash_point,
     feeds::{FeedEnds, Feeds, TitleFeed},
     frame, keys,
-    publish::{Answer, Handover, Sealed, Unanswered},
+    poison::Poison,
+    publish::{Answer, Handover, Sealed},
     read::{failed, read_row},
     rows::{StoredRecord, completion_to_row},
     view::{Change, Changes, DurableView, find},
-    watchdog::{Stopwatch, poison},
+    watchdog::Stopwatch,
 };
 use crate::{
     clock::Clock,
@@ -41,7 +42,7 @@ use crate::{
     metrics::METRICS,
     proto::rows::{CompletionRow, FeedRow, StoreRow},
     store::{
-        Applied, ApplyError, CatalogError, Retention, StoreError, StoreHealth, StoredCatalog,
+        Applied, ApplyError, CatalogError, Retention, StoreError, StoredCatalog,
         cursor::CursorCodec,
     },
 };
@@ -66,9 +67,8 @@ pub(super) struct Committer {
     pub(super) clock: Arc<dyn Clock>,
     /// The store's own row, as of the last group.
     pub(super) row: StoreRow,
-    pub(super) health: watch::Sender<StoreHealth>,
+    pub(super) poison: Poison,
     pub(super) stopwatch: Stopwatch,
-    pub(super) unanswered: Unanswered,
     pub(super) handover: Handover,
     /// To the publisher's thread, which takes one group at a time.
     pub(super) publisher: SyncSender<Sealed>,
@@ -102,14 +102,14 @@ impl Committer {
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut carried = None;
         while let Some(first) = carried.take().or_else(|| jobs.blocking_recv()) {
-            if *self.health.borrow() == StoreHealth::Poisoned {
+            if self.poison.is_set() {
                 refuse(first);
                 continue;
             }
             let work = AssertUnwindSafe(|| self.commit_from(first, &mut jobs));
             match catch_unwind(work) {
                 Ok(next) => carried = next,
-                Err(_) => poison(&self.health, &self.unanswered, "the committer panicked"),
+                Err(_) => self.poison.set("the committer panicked"),
             }
         }
     }
@@ -343,8 +343,8 @@ impl Committer {
         {
             // Whoever poisons the store says so first and takes the answers afterwards; under the
             // lock, these come before that or are not put there at all.
-            let mut unanswered = self.unanswered.lock();
-            if *self.health.borrow() == StoreHealth::Poisoned {
+            let mut unanswered = self.poison.unanswered();
+            if self.poison.is_set() {
                 drop(unanswered);
                 for answer in answers {
                     answer.send(Err(StoreError::Poisoned));
@@ -372,7 +372,7 @@ impl Committer {
             self.stopwatch.stop();
             crash_point!("applied");
             if let Err(error) = applied {
-                poison(&self.health, &self.unanswered, &error.to_string());
+                self.poison.set(&error.to_string());
                 return;
             }
         }

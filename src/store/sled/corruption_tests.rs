@@ -69,6 +69,10 @@ fn copy(from: &Path, to: &Path) {
             copy(&from, &to);
             continue;
         }
+        // The ballast holds nothing.
+        if from.file_name().is_some_and(|name| name == "ballast") {
+            continue;
+        }
         let bytes = fs::read(&from).unwrap();
         let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         fs::write(&to, &bytes[..used]).unwrap();

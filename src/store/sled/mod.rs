@@ -1,17 +1,21 @@
 //! The store on one machine: sled 0.34.7, inside the bounds in which it survives a power cut.
 //!
-//! Rooms: `open` (files, creation, hygiene) → `verify` → [`SledStore`]; writes go through `commit`
+//! Rooms: `open` (creation, hygiene; with `folder`, `ballast` and `mark`) → `verify` → [`SledStore`]; writes go through `commit`
 //! and then `publish`, reads through `view`; `keys`, `frame` and `rows` are the format on disk.
 
+mod ballast;
 mod bounds;
 mod catalogs;
 mod commit;
 mod crash_point;
+mod error;
 mod feeds;
+mod folder;
 mod frame;
 mod keys;
 mod mark;
 mod open;
+mod poison;
 mod publish;
 mod read;
 mod rows;
@@ -46,7 +50,8 @@ use self::{
     commit::{Committer, Job},
     feeds::Feeds,
     keys::Key,
-    publish::{Handover, Publisher, SyncLog, Unanswered},
+    poison::Poison,
+    publish::{Handover, Publisher, SyncLog},
     read::{damaged, failed, read_completion},
     view::{DurableView, Records, share_out},
     watchdog::{COMMIT_TIME_MAX, Stopwatch},
@@ -62,7 +67,7 @@ use crate::{
 };
 
 pub use bounds::{EXTRA_BYTES_DEFAULT, EXTRA_BYTES_MAX};
-pub use open::OpenError;
+pub use error::OpenError;
 pub use verify::Report;
 
 /// Most updates that wait for the committer. A caller beyond that waits for a place, no longer
@@ -77,7 +82,7 @@ pub struct SledStore {
     view: Arc<DurableView>,
     feeds: Arc<Feeds>,
     cursors: CursorCodec,
-    health: watch::Sender<StoreHealth>,
+    poison: Poison,
     /// `None` only while dropping.
     jobs: Option<mpsc::Sender<Job>>,
     /// The committer and the publisher.
@@ -130,24 +135,23 @@ impl SledStore {
         let view = Arc::new(DurableView::new((*opened.db).clone(), players_bytes));
         let feeds = Arc::new(Feeds::new(opened.report.feeds));
         let cursors = CursorCodec::new(opened.row.store_id);
-        let health = watch::Sender::new(StoreHealth::Serving);
-        let unanswered = Unanswered::default();
+        let mark = opened.mark.map(Arc::new);
+        let poison = Poison::new(mark.clone());
         let (applying, syncing) = (Stopwatch::default(), Stopwatch::default());
         let config = opened.config;
         let failure = move || config.global_error().err().map(|error| error.to_string());
         let watched = [&applying, &syncing];
-        watchdog::start(watched, &unanswered, health.clone(), commit_time_max, failure);
+        watchdog::start(watched, &poison, commit_time_max, failure);
 
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS_MAX);
         let (publisher, groups) = std::sync::mpsc::sync_channel(0);
         let handover = Handover::new(Publisher {
             view: view.clone(),
-            health: health.clone(),
+            poison: poison.clone(),
             sync_log,
-            mark: opened.mark,
+            mark,
             blobs,
             stopwatch: syncing,
-            unanswered: unanswered.clone(),
             runtime: Handle::try_current().ok(),
         });
         let committer = Committer {
@@ -157,9 +161,8 @@ impl SledStore {
             cursors,
             clock,
             row: opened.row,
-            health: health.clone(),
+            poison: poison.clone(),
             stopwatch: applying,
-            unanswered,
             handover: handover.clone(),
             publisher,
         };
@@ -169,13 +172,13 @@ impl SledStore {
         ];
         let counting = Arc::new(Semaphore::new(1));
         let jobs = Some(jobs);
-        Self { view, feeds, cursors, health, jobs, threads, counting, _lock: opened.lock }
+        Self { view, feeds, cursors, poison, jobs, threads, counting, _lock: opened.lock }
     }
 
     /// Hands a job to the committer. Whoever stops waiting afterwards does not stop the job.
     async fn queue(&self, job: Job) -> Result<(), StoreError> {
         let jobs = self.jobs.as_ref().ok_or(StoreError::Poisoned)?;
-        if *self.health.borrow() == StoreHealth::Poisoned {
+        if self.poison.is_set() {
             return Err(StoreError::Poisoned);
         }
         let waiting = jobs.max_capacity() - jobs.capacity();
@@ -187,7 +190,7 @@ impl SledStore {
             Err(TrySendError::Full(job)) => tokio::select! {
                 biased;
                 sent = jobs.send(job) => sent.map_err(|_| StoreError::Poisoned),
-                () = poisoned(self.health.subscribe()) => Err(StoreError::Poisoned),
+                () = poisoned(self.poison.health()) => Err(StoreError::Poisoned),
             },
         }
     }
@@ -206,7 +209,7 @@ impl SledStore {
         tokio::select! {
             biased;
             done = done => done,
-            () = poisoned(self.health.subscribe()) => Err(StoreError::Poisoned),
+            () = poisoned(self.poison.health()) => Err(StoreError::Poisoned),
         }
     }
 
@@ -225,7 +228,7 @@ impl Drop for SledStore {
     fn drop(&mut self) {
         drop(self.jobs.take());
         // A thread that hangs in a commit must not hold the process.
-        if *self.health.borrow() == StoreHealth::Serving {
+        if !self.poison.is_set() {
             for thread in self.threads.drain(..) {
                 let _ = thread.join();
             }
@@ -352,7 +355,7 @@ impl Store for SledStore {
     }
 
     fn health(&self) -> watch::Receiver<StoreHealth> {
-        self.health.subscribe()
+        self.poison.health()
     }
 }
 

@@ -3,6 +3,8 @@
 //! | in the folder | what |
 //! |---|---|
 //! | `lock` | held by the process that has the folder open |
+//! | `mark` | what is known to be durable: see `mark.rs` |
+//! | `ballast` | room for opening on a full disk: see `ballast.rs` |
 //! | `store/` | sled's files |
 //! | `store.creating/` | a creation that was cut short; removed |
 //! | `store/quarantine/` | snapshots that sled could not read; kept for inspection |
@@ -14,7 +16,7 @@ use std::{
     any::Any,
     ffi::OsStr,
     fs::{self, File, TryLockError},
-    io::{self, Read},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::mpsc::{self, RecvTimeoutError},
@@ -23,15 +25,17 @@ use std::{
 };
 
 use sled::Db;
-use thiserror::Error;
 
 use super::{
+    ballast,
     bounds::SEGMENT_BYTES,
     catalogs,
     crash_point::crash_point,
+    error::{OpenError, at, unreadable},
+    folder::{create_dir, files, read_files, remove_dir, sync_dir, sync_tree, write_back},
     frame,
     keys::Key,
-    mark::{self, Mark},
+    mark::{self, DISTRUST_UNTOLD, Mark},
     sync_file_range,
     verify::{Report, verify},
     watchdog::FAILURE_POLL,
@@ -41,50 +45,6 @@ use crate::{proto::rows::StoreRow, store::StoreError};
 /// How long to wait for another process to let go of the folder: one that is just stopping.
 const LOCK_ATTEMPTS: u32 = 200;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
-
-/// Why a data folder could not be opened.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum OpenError {
-    /// Another process has it open.
-    #[error("`{0}` is in use by another process; stop that one, or pass another folder")]
-    InUse(PathBuf),
-    /// There is no store in it.
-    #[error("`{0}` is no data folder; pass the one that `serve --data` was given")]
-    NoDataFolder(PathBuf),
-    /// The operating system refused something.
-    #[error("`{path}`: {source}")]
-    Io {
-        /// Where.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
-    /// sled could not open its files.
-    #[error("`{path}` cannot be opened: {cause}; keep a copy of the folder, and restore a backup")]
-    Unreadable {
-        /// Where.
-        path: PathBuf,
-        /// What sled said.
-        cause: String,
-    },
-    /// The files open, but what they hold is not sound.
-    #[error(
-        "`{path}` is damaged; keep a copy of the folder, and restore a backup:\n  {}",
-        problems.join("\n  ")
-    )]
-    Damaged {
-        /// Where.
-        path: PathBuf,
-        /// What is wrong.
-        problems: Vec<String>,
-    },
-    /// sled does not sync its log the way this program needs.
-    #[error(
-        "sled's writes do not come through this program's sync; it was not built as it must be"
-    )]
-    NotSynced,
-}
 
 /// A data folder that is open and sound.
 pub(super) struct Opened {
@@ -104,16 +64,29 @@ pub(super) struct Opened {
 
 /// Opens a data folder, and makes it first where it does not exist.
 pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
-    // A sled that is closed because something failed panics where its last sync fails too.
-    let opened = catch_unwind(AssertUnwindSafe(|| open_or_make(dir, cache_bytes)));
-    opened.unwrap_or_else(|panic| Err(unreadable(dir)(panic_text(&*panic))))
-}
-
-fn open_or_make(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
     create_dir(dir)?;
     let lock = lock(dir)?;
+    // A sled that is closed because something failed panics where its last sync fails too.
+    let opened = catch_unwind(AssertUnwindSafe(|| open_or_make(dir, lock, cache_bytes)));
+    let opened = opened.unwrap_or_else(|panic| Err(unreadable(dir)(panic_text(&*panic))));
+    if matches!(opened, Err(OpenError::Io { .. } | OpenError::Unreadable { .. }))
+        && let Err(error) = mark::distrust(&mark::path(dir))
+    {
+        tracing::error!(%error, "{DISTRUST_UNTOLD}");
+    }
+    opened
+}
+
+fn open_or_make(dir: &Path, lock: File, cache_bytes: u64) -> Result<Opened, OpenError> {
     let store = dir.join("store");
     remove_dir(&dir.join("store.creating"))?;
+    ballast::make_room(dir).map_err(at(dir))?;
+    let mark = mark::path(dir);
+    if mark::is_distrusted(&mark).map_err(at(&mark))? {
+        tracing::warn!(?store, "a write failed before the last stop: writing everything back");
+        write_back(&store)?;
+        mark::trust(&mark).map_err(at(&mark))?;
+    }
     if !store.exists() {
         create_store(dir, &store)?;
     }
@@ -138,9 +111,9 @@ fn open_or_make(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
     }
     crash_point!("counted");
     opened.log.sync_data().map_err(at(store))?;
-    let path = mark::path(dir);
-    opened.mark = Some(Mark::open(&path, row.store_id).map_err(at(&path))?);
+    opened.mark = Some(Mark::open(&mark, row.store_id).map_err(at(&mark))?);
     opened.row = row;
+    ballast::keep_room(dir);
     Ok(opened)
 }
 
@@ -233,23 +206,6 @@ fn create_store(dir: &Path, store: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Makes a folder and those above it; every name that is new is synced.
-fn create_dir(dir: &Path) -> Result<(), OpenError> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    let parent = match dir.parent() {
-        None => return fs::create_dir(dir).map_err(at(dir)),
-        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
-        Some(parent) => parent,
-    };
-    create_dir(parent)?;
-    match fs::create_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(dir)(error)),
-        _ => sync_dir(parent),
-    }
-}
-
 /// On a thread of its own: where sled fails on one of its threads, it may never come back.
 fn write_store_row(db: &Db, config: &sled::Config, row: StoreRow) -> sled::Result<()> {
     let (done, is_done) = mpsc::sync_channel(1);
@@ -329,12 +285,7 @@ fn quarantine_snapshots(store: &Path) -> Result<(), OpenError> {
 }
 
 fn snapshots(store: &Path) -> Result<Vec<PathBuf>, OpenError> {
-    let entries = match fs::read_dir(store) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(at(store))?,
-    };
-    let paths: io::Result<Vec<_>> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
-    let mut paths = paths.map_err(at(store))?;
+    let mut paths = files(store)?;
     paths.retain(|path| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("snap."))
     });
@@ -351,48 +302,4 @@ fn check_blobs(store: &Path) -> Result<(), OpenError> {
         true => Ok(()),
         false => Err(unreadable(store)("it has files in `blobs`, which are never synced".into())),
     }
-}
-
-/// Reads every file of a folder to its end.
-fn read_files(dir: &Path) -> Result<(), OpenError> {
-    let mut buffer = vec![0; 1 << 20];
-    for entry in fs::read_dir(dir).map_err(at(dir))? {
-        let path = entry.map_err(at(dir))?.path();
-        if path.is_file() {
-            let mut file = File::open(&path).map_err(at(&path))?;
-            while file.read(&mut buffer).map_err(at(&path))? > 0 {}
-        }
-    }
-    Ok(())
-}
-
-/// Syncs every file and folder below, and the folder itself.
-fn sync_tree(dir: &Path) -> Result<(), OpenError> {
-    for entry in fs::read_dir(dir).map_err(at(dir))? {
-        let path = entry.map_err(at(dir))?.path();
-        match path.is_dir() {
-            true => sync_tree(&path)?,
-            false => File::open(&path).and_then(|file| file.sync_all()).map_err(at(&path))?,
-        }
-    }
-    sync_dir(dir)
-}
-
-fn sync_dir(dir: &Path) -> Result<(), OpenError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(at(dir))
-}
-
-fn remove_dir(dir: &Path) -> Result<(), OpenError> {
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(dir)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn at(path: &Path) -> impl Fn(io::Error) -> OpenError {
-    move |source| OpenError::Io { path: path.to_owned(), source }
-}
-
-fn unreadable(path: &Path) -> impl Fn(String) -> OpenError {
-    move |cause| OpenError::Unreadable { path: path.to_owned(), cause }
 }

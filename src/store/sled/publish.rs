@@ -4,7 +4,6 @@
 //! caller the way to another thread.
 
 use std::{
-    collections::VecDeque,
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
@@ -17,31 +16,26 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{
-    runtime::Handle,
-    sync::{oneshot, watch},
-};
+use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     bounds::{GROUP_JOBS_MAX, GROUP_JOBS_MIN},
     crash_point::crash_point,
     feeds::{FeedEnds, TitleFeed},
     mark::Mark,
+    poison::Poison,
     view::DurableView,
-    watchdog::{Stopwatch, poison},
+    watchdog::Stopwatch,
 };
 use crate::{
     metrics::METRICS,
-    store::{Applied, ApplyError, CatalogError, StoreError, StoreHealth, StoredCatalog},
+    store::{Applied, ApplyError, CatalogError, StoreError, StoredCatalog},
 };
 
 /// Makes applied writes durable; the store's is sled's `flush`, which ends in our fdatasync.
 pub(super) type SyncLog = Box<dyn FnMut() -> io::Result<()> + Send>;
 
-/// The answers of every group that is not durable yet, oldest group first.
-pub(super) type Unanswered = Arc<Mutex<VecDeque<Vec<Answer>>>>;
-
-/// A group that is applied; its answers wait in [`Unanswered`].
+/// A group that is applied; its answers wait in [`Poison::unanswered`].
 pub(super) struct Sealed {
     /// Its number among all groups of the store; `None` where it has written nothing.
     pub(super) number: Option<u64>,
@@ -89,13 +83,12 @@ struct Shared {
 /// The publisher's state.
 pub(super) struct Publisher {
     pub(super) view: Arc<DurableView>,
-    pub(super) health: watch::Sender<StoreHealth>,
+    pub(super) poison: Poison,
     pub(super) sync_log: SyncLog,
-    pub(super) mark: Option<Mark>,
+    pub(super) mark: Option<Arc<Mark>>,
     /// Where sled would put blobs, which it never syncs; and when that folder last changed.
     pub(super) blobs: (PathBuf, SystemTime),
     pub(super) stopwatch: Stopwatch,
-    pub(super) unanswered: Unanswered,
     /// Where callers wait; answering them there wakes them without a detour.
     pub(super) runtime: Option<Handle>,
 }
@@ -142,7 +135,7 @@ impl Handover {
                 let nanos = u64::try_from(sync_time.as_nanos()).unwrap_or(u64::MAX);
                 self.0.sync_nanos.store(nanos, Ordering::Relaxed);
             }
-            Err(_) => poison(&publisher.health, &publisher.unanswered, "the publisher panicked"),
+            Err(_) => publisher.poison.set("the publisher panicked"),
         }
     }
 }
@@ -152,9 +145,9 @@ impl Handover {
 impl Publisher {
     /// Tells how long the sync took, where there was one.
     fn publish(&mut self, group: Sealed) -> Option<Duration> {
-        if *self.health.borrow() == StoreHealth::Poisoned {
+        if self.poison.is_set() {
             // Whoever poisoned it has answered, or this was sealed at that moment.
-            poison_answers(&self.unanswered);
+            self.poison.answer();
             return None;
         }
         let mut sync_time = None;
@@ -165,7 +158,7 @@ impl Publisher {
             let synced = (self.sync_log)().and_then(|()| self.check_blobs());
             self.stopwatch.stop();
             if let Err(error) = synced {
-                poison(&self.health, &self.unanswered, &error.to_string());
+                self.poison.set(&error.to_string());
                 return None;
             }
             sync_time = Some(start.elapsed());
@@ -182,7 +175,7 @@ impl Publisher {
             }
         }
         // None where the watchdog has given this group up: its callers were told so.
-        let answers = self.unanswered.lock().pop_front();
+        let answers = self.poison.unanswered().pop_front();
         let updates = answers.as_ref().map_or(0, Vec::len);
         if let Some(answers) = answers {
             crash_point!("before-answers");
@@ -195,7 +188,7 @@ impl Publisher {
         }
         let marked = self.mark.as_ref().zip(group.number).map(|(mark, number)| mark.set(number));
         if let Some(Err(error)) = marked {
-            poison(&self.health, &self.unanswered, &error.to_string());
+            self.poison.set(&error.to_string());
         }
         sync_time
     }
@@ -218,13 +211,5 @@ impl Publisher {
             true => Ok(()),
             false => Err(io::Error::other("sled wrote a blob, which it does not sync")),
         }
-    }
-}
-
-/// Tells every caller who still waits that the store takes no more writes.
-pub(super) fn poison_answers(unanswered: &Unanswered) {
-    let groups = std::mem::take(&mut *unanswered.lock());
-    for answer in groups.into_iter().flatten() {
-        answer.send(Err(StoreError::Poisoned));
     }
 }

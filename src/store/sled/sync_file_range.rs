@@ -27,6 +27,9 @@ pub(super) fn calls() -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn sync_file_range(fd: RawFd, _offset: i64, _bytes: i64, _flags: c_uint) -> c_int {
     CALLS.fetch_add(1, Ordering::SeqCst);
+    // A test takes the sync away, to see that tests of power cuts miss it.
+    #[cfg(feature = "failpoints")]
+    fail::fail_point!("no-sync", |_| 0);
     // SAFETY: the caller owns `fd` and keeps it open for the length of this call; `ManuallyDrop`
     // keeps us from closing it.
     let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });

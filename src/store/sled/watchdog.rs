@@ -12,10 +12,8 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
-use super::publish::{Unanswered, poison_answers};
-use crate::store::StoreHealth;
+use super::poison::Poison;
 
 /// Longest call into sled for one group. A healthy one takes milliseconds, on a spinning disk under
 /// load seconds.
@@ -38,42 +36,30 @@ impl Stopwatch {
     }
 }
 
-/// Ends all writes, says so, and answers everybody whose update is not known to be durable.
-pub(super) fn poison(health: &watch::Sender<StoreHealth>, unanswered: &Unanswered, cause: &str) {
-    tracing::error!(
-        cause,
-        "a write failed: the store takes no more writes; free or repair the disk, run \
-         `accolade verify` on a copy, then start the server anew"
-    );
-    health.send_replace(StoreHealth::Poisoned);
-    poison_answers(unanswered);
-}
-
 /// Watches until the owners of the stopwatches are gone, or the store is poisoned.
 pub(super) fn start(
     stopwatches: [&Stopwatch; 2],
-    unanswered: &Unanswered,
-    health: watch::Sender<StoreHealth>,
+    poison: &Poison,
     commit_time_max: Duration,
     failure: impl Fn() -> Option<String> + Send + 'static,
 ) {
     let watched: [Weak<Mutex<_>>; 2] = stopwatches.map(|watch| Arc::downgrade(&watch.0));
-    let unanswered = Arc::downgrade(unanswered);
+    let poison = poison.downgrade();
     let work = move || {
-        while let Some(unanswered) = unanswered.upgrade() {
-            if *health.borrow() == StoreHealth::Poisoned {
+        while let Some(poison) = poison.upgrade() {
+            if poison.is_set() {
                 return;
             }
             let began = watched.iter().filter_map(|watch| *watch.upgrade()?.lock()).min();
             if began.is_some()
                 && let Some(cause) = failure()
             {
-                return poison(&health, &unanswered, &cause);
+                return poison.set(&cause);
             }
             if began.is_some_and(|began| began.elapsed() > commit_time_max) {
-                return poison(&health, &unanswered, "a commit does not end");
+                return poison.set("a commit does not end");
             }
-            drop(unanswered);
+            drop(poison);
             thread::sleep(FAILURE_POLL);
         }
     };
