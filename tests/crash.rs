@@ -45,6 +45,8 @@ const DEADLINE: Duration = Duration::from_secs(5);
 struct Told {
     versions: BTreeMap<(String, String), BTreeMap<i64, String>>,
     completions: BTreeMap<(String, String), String>,
+    /// The newest version of each record that a conflict told.
+    seen: BTreeMap<(String, String), i64>,
     answers: u64,
     conflicts: u64,
     replays: u64,
@@ -241,10 +243,16 @@ fn record(
     told.answers += 1;
     told.conflicts += u64::from(response.code == 5);
     told.replays += u64::from(response.replayed);
+    let key = (request.player_id.clone(), request.node_id.clone());
+    if response.code == 5 {
+        // A conflict tells a version, too.
+        let stored = response.entity.as_ref().expect("always there").version;
+        let seen = told.seen.entry(key.clone()).or_default();
+        *seen = stored.max(*seen);
+    }
     if !response.changed {
         return;
     }
-    let key = (request.player_id.clone(), request.node_id.clone());
     let version = response.updated.as_ref().expect("always there").version;
     let before = response.entity.as_ref().expect("always there").version;
     assert_eq!(version, before + 1, "{key:?}");
@@ -283,6 +291,8 @@ async fn check_end(server: &Server, told: &Told, feed: &[Completion]) {
     for player in players {
         for record in get(&mut client, "t", &player).await {
             let key = (player.clone(), record.achievement_id.clone());
+            let seen = told.seen.get(&key).copied().unwrap_or_default();
+            assert!(seen <= record.version, "{key:?}: a conflict told {seen}, which is lost");
             let versions: Vec<_> = told.versions[&key].keys().copied().collect();
             assert_eq!(versions, (1..=record.version).collect::<Vec<_>>(), "{key:?}");
             assert_eq!(record.progress, record.version, "each version added one: {key:?}");

@@ -2,7 +2,7 @@
 //! caller sent wrong also `BadRequest` with a line a field; internal causes go to the log only,
 //! with an id that the caller gets too.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -17,6 +17,9 @@ use crate::{
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "accolade";
+
+/// When to ask again for a stream: nobody knows when another one ends.
+const STREAM_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// One wrong field of a request.
 pub(super) struct Violation {
@@ -117,8 +120,13 @@ pub fn from_access(error: &AccessError) -> Status {
     };
     METRICS.refused(refused);
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
-    if let AccessError::QuotaExceeded { retry_after, .. } = error {
-        details.set_retry_info(Some(*retry_after));
+    let retry_after = match error {
+        AccessError::QuotaExceeded { retry_after, .. } => Some(*retry_after),
+        AccessError::StreamsExhausted { .. } => Some(STREAM_RETRY_AFTER),
+        _ => None,
+    };
+    if retry_after.is_some() {
+        details.set_retry_info(retry_after);
     }
     Status::with_error_details(code, error.to_string(), details)
 }

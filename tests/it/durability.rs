@@ -15,7 +15,7 @@ use accolade::proto::v1::{
 use crate::support::{BINARY, Server, delta, say, set};
 
 /// Answers to look for in the trace; each player is one set and one answer.
-const SETS: usize = 300;
+const SETS: usize = 1000;
 
 fn has_strace() -> bool {
     let works = Command::new(strace()).args(["-o", "/dev/null", "true"]).status();

@@ -93,7 +93,8 @@ impl Server {
     /// What an operator's machine gets from the admin listener: the status line and the text.
     pub fn admin(&self, path: &str) -> (String, String) {
         let log = self.log();
-        let address = log.split("admin=").nth(1).and_then(|rest| rest.split(' ').next());
+        // The log may be one that several servers wrote, one after the other.
+        let address = log.rsplit_once("admin=").and_then(|(_, rest)| rest.split(' ').next());
         let mut stream = TcpStream::connect(address.expect("`--admin-listen` is given")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();

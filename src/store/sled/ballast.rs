@@ -12,8 +12,9 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 use super::bounds::SEGMENT_BYTES;
 
-/// What opening may take: a segment of its own, and as much for sled's snapshot.
-const BALLAST_BYTES: u64 = 2 * SEGMENT_BYTES as u64;
+/// What opening may take: sled fills what is torn with zeroes, the rest of its last segment and the
+/// one behind it, begins another, and writes a snapshot.
+const BALLAST_BYTES: u64 = 4 * SEGMENT_BYTES as u64;
 
 /// With less room than this, opening needs the ballast; with less beside it, it is not laid in.
 const ROOM_BYTES_MIN: u64 = BALLAST_BYTES;

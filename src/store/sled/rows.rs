@@ -156,3 +156,7 @@ fn draft_from_row(row: DefinitionRow) -> Option<DefinitionDraft> {
         metadata: row.metadata,
     })
 }
+
+#[cfg(test)]
+#[path = "rows_tests.rs"]
+mod tests;
