@@ -136,7 +136,8 @@ pub struct Metrics {
 /// What every request of a method touches, found without making labels.
 #[derive(Debug)]
 pub struct MethodMetrics {
-    name: String,
+    /// Its path; "unknown" for all that are none of ours.
+    pub name: String,
     answered: Counter,
     seconds: Histogram,
 }

@@ -15,3 +15,6 @@ mod toml;
 pub use live::{Applied, Catalogs};
 pub use load::{demo, load};
 pub use source::CatalogFileError;
+
+#[cfg(test)]
+mod fuzz_tests;

@@ -16,7 +16,9 @@ use thiserror::Error;
 use tonic::Status;
 use tonic_types::StatusExt;
 
-use crate::{catalog::CatalogFileError, config::ConfigError, server::ServeError};
+use crate::{
+    catalog::CatalogFileError, config::ConfigError, server::ServeError, telemetry::TracesError,
+};
 
 use self::connect::ConnectError;
 
@@ -69,6 +71,9 @@ pub enum CliError {
     /// The service failed.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// Traces cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// A catalogue file is wrong.
     #[error(transparent)]
     CatalogFile(#[from] CatalogFileError),
@@ -91,6 +96,7 @@ impl CliError {
             Self::Config(_)
             | Self::Usage(_)
             | Self::CatalogFile(_)
+            | Self::Traces(_)
             | Self::Serve(
                 ServeError::CatalogFiles(_) | ServeError::Tokens(_) | ServeError::Tls(_),
             ) => ExitCode::from(EXIT_USAGE),

@@ -70,7 +70,7 @@ impl FromArgMatches for ServeArgs {
 
 pub(super) async fn serve(args: ServeArgs) -> Result<ExitCode, CliError> {
     let settings = Settings::load(args.flags, args.config)?;
-    telemetry::start(settings.log_format, &settings.log_filter);
+    let traces = telemetry::start(&settings)?;
     let stop = stop_on_signals()?;
     let server = Server::open(settings).await?;
 
@@ -82,6 +82,8 @@ pub(super) async fn serve(args: ServeArgs) -> Result<ExitCode, CliError> {
     } else {
         tracing::warn!("stopped; some requests were cut off after the drain time");
     }
+    // Sending what is left takes a moment, in which the runtime must go on.
+    tokio::task::block_in_place(|| drop(traces));
     Ok(ExitCode::SUCCESS)
 }
 

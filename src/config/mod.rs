@@ -52,6 +52,7 @@ pub struct Settings {
     pub reload_poll: Duration,
     pub log_format: LogFormat,
     pub log_filter: String,
+    pub otlp_endpoint: Option<String>,
 }
 
 /// Where the certificates are; all are PEM files.
@@ -172,6 +173,7 @@ impl Settings {
                     tracing_subscriber::EnvFilter::try_new(text).map(|_| text.to_owned())
                 })
                 .unwrap_or_default(),
+            otlp_endpoint: values.otlp_endpoint(),
         };
         if settings.request_bytes_max < settings.extra_bytes_max + REQUEST_WITHOUT_EXTRA_BYTES {
             values.mistakes.push(format!(

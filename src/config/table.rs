@@ -159,6 +159,13 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("log_format", "human|json", "human", "Format of the log on standard error"),
     setting("log_filter", "FILTER", "info", "What is logged, as tracing's EnvFilter reads it"),
+    setting(
+        "otlp_endpoint",
+        "URL",
+        "",
+        "OpenTelemetry collector that gets traces over OTLP/gRPC, in plain text; needs a program \
+         built with the feature `otel`",
+    ),
 ];
 
 /// The name of a setting in the environment.

@@ -67,6 +67,9 @@ fn scalar(value: &toml::Value) -> String {
     }
 }
 
+/// What to pass as `otlp_endpoint`.
+const OTLP_ENDPOINT: &str = "a URL such as http://127.0.0.1:4317";
+
 pub(super) struct Values<'a> {
     pub(super) layers: &'a [Layer],
     pub(super) mistakes: Vec<String>,
@@ -151,6 +154,19 @@ impl Values<'_> {
                 None
             }
         }
+    }
+
+    /// Where traces go; nowhere in a program that cannot send them.
+    pub(super) fn otlp_endpoint(&mut self) -> Option<String> {
+        let endpoint: http::Uri = self.optional("otlp_endpoint", OTLP_ENDPOINT)?;
+        if !cfg!(feature = "otel") {
+            let without = "`otlp_endpoint` is given, and this program was built without traces; \
+                           build it with `--features otel`, or leave it out";
+            self.mistakes.push(without.to_owned());
+        } else if endpoint.scheme_str() != Some("http") {
+            self.mistakes.push(format!("`otlp_endpoint` is \"{endpoint}\"; pass {OTLP_ENDPOINT}"));
+        }
+        Some(endpoint.to_string())
     }
 
     pub(super) fn catalogs(&mut self) -> BTreeMap<Title, PathBuf> {

@@ -17,12 +17,14 @@ use std::{
 use http::{HeaderMap, HeaderValue, Request, Response, header::AUTHORIZATION};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
+use tracing::Instrument;
 
 use super::codes::code_name;
 use crate::{
     access::Access,
     metrics::METRICS,
     service::{from_access, from_transport, refusal},
+    telemetry::{answered, request_span},
 };
 
 const GRPC_TIMEOUT_HEADER: &str = "grpc-timeout";
@@ -76,13 +78,16 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let begun = Instant::now();
         let method = METRICS.method(request.uri().path().trim_start_matches('/'));
+        let span = request_span(&method.name, request.headers());
         let authorization = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
         match self.access.authenticate(authorization) {
             Ok(caller) => drop(request.extensions_mut().insert(caller)),
             Err(_) if request.uri().path().starts_with(OPEN_TO_ALL) => {}
             Err(error) => {
                 let refused = from_access(&error);
-                METRICS.request(method, code_name(refused.code()), begun.elapsed());
+                let code = code_name(refused.code());
+                METRICS.request(method, code, begun.elapsed());
+                answered(&span, code);
                 return Box::pin(async move { Ok(refused.into_http()) });
             }
         }
@@ -91,7 +96,8 @@ where
         // A stream's answer is there as soon as its first headers are, so this bounds its start.
         // The time begins now, and not when the future is first polled: tonic keeps the caller's
         // deadline too, around this layer and without a reason in its status.
-        let answer = tokio::time::timeout(limit, self.inner.call(request));
+        let answer = span.in_scope(|| self.inner.call(request));
+        let answer = tokio::time::timeout(limit, answer.instrument(span.clone()));
         Box::pin(async move {
             let answer = match answer.await {
                 Ok(answer) => answer.map(explain),
@@ -100,6 +106,7 @@ where
             let status = answer.as_ref().ok().and_then(|it| Status::from_header_map(it.headers()));
             let code = status.map_or(Code::Ok, |status| status.code());
             METRICS.request(method, code_name(code), begun.elapsed());
+            answered(&span, code_name(code));
             answer
         })
     }

@@ -26,7 +26,7 @@ const DOORS: [(&str, &[&str]); 13] = [
         "server",
         &[
             "access", "catalog", "clock", "config", "domain", "feed", "metrics", "proto",
-            "service", "store",
+            "service", "store", "telemetry",
         ],
     ),
     ("service", &["access", "catalog", "domain", "feed", "metrics", "proto", "store"]),
