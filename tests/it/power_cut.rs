@@ -17,6 +17,9 @@ use crate::{
 /// Long enough that most moments are in the middle of a sync.
 const SYNC_TAKES: Duration = Duration::from_millis(2);
 
+/// So often that most generations have a catalogue cut in the middle.
+const CATALOG_PAUSE: Duration = Duration::from_millis(100);
+
 /// Each snapshot is cut in each of these ways.
 const CUTS: [Cut; 3] = [Cut::Drop, Cut::Subset, Cut::Torn];
 
@@ -83,20 +86,23 @@ async fn cut_power(disk: &Disk, setup: Setup, snapshots: usize) -> Result<usize,
         for writer in 0..WRITERS {
             work.spawn(write(server.url(), ledger.clone(), generation, writer));
         }
-        work.spawn(apply_catalogs(server.url(), ledger.clone(), Duration::from_millis(200)));
+        work.spawn(apply_catalogs(server.url(), ledger.clone(), CATALOG_PAUSE));
         work.spawn(subscribe(server.url(), ledger.clone()));
         work.spawn(resume(server.url(), ledger.clone()));
         for _ in 0..OF_A_GENERATION {
-            tokio::time::sleep(Duration::from_micros(random.u64(1000..30_000))).await;
+            tokio::time::sleep(Duration::from_micros(random.u64(1000..100_000))).await;
             // What is told after this line may be on the disk or not.
             let told = ledger.lock().clone();
             let snapshot = disk.snapshot();
+            // Else it writes so much meanwhile that the next states take longer, and so on.
+            server.signal("STOP");
             for cut in CUTS {
                 let state = snapshot.cut(cut, &mut random);
                 let found = examine_state(&state, &scratch, &told).await;
                 found.map_err(|problem| format!("state {states}, {cut:?}: {problem}"))?;
                 states += 1;
             }
+            server.signal("CONT");
         }
         server.kill();
         while let Some(done) = work.join_next().await {

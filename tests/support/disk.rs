@@ -471,6 +471,20 @@ impl Inner {
         bytes.unwrap_or(1 << 40) / PAGE as u64
     }
 
+    /// Sets blocks aside, up to a size that the file grows to.
+    fn reserve(&mut self, node: u64, bytes: u64) -> Result<(), Errno> {
+        self.begin(Call::Write)?;
+        let (room, pages) = (self.room(), bytes.div_ceil(PAGE as u64));
+        let file = self.file(node)?;
+        if pages.saturating_sub(file.pages()) > room {
+            return Err(Errno::ENOSPC);
+        }
+        file.reserved = file.reserved.max(pages);
+        file.size = file.size.max(size(bytes));
+        self.touch(node);
+        Ok(())
+    }
+
     fn resize(&mut self, node: u64, bytes: u64) -> Result<(), Errno> {
         self.begin(Call::Resize)?;
         self.file(node)?.resize(size(bytes));

@@ -148,6 +148,22 @@ impl Filesystem for Calls {
         empty(self.0.lock().sync(node.0), reply);
     }
 
+    fn fallocate(
+        &self,
+        _: &Request,
+        node: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        bytes: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        match mode {
+            0 => empty(self.0.lock().reserve(node.0, offset + bytes), reply),
+            _ => reply.error(Errno::EOPNOTSUPP),
+        }
+    }
+
     fn lseek(
         &self,
         _: &Request,

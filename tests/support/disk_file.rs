@@ -15,6 +15,8 @@ pub(super) struct File {
     pub(super) dirty: Arc<BTreeMap<usize, Vec<Page>>>,
     /// Forgotten by a failed sync: read, but never saved.
     pub(super) lost: Arc<Pages>,
+    /// Pages set aside, written or not; forgotten when the power goes.
+    pub(super) reserved: u64,
 }
 
 impl File {
@@ -39,7 +41,7 @@ impl File {
     pub(super) fn pages(&self) -> u64 {
         let written = self.dirty.keys().chain(self.lost.keys());
         let new: BTreeSet<_> = written.filter(|&index| !self.synced.contains_key(index)).collect();
-        (self.synced.len() + new.len()) as u64
+        self.reserved.max((self.synced.len() + new.len()) as u64)
     }
 
     pub(super) fn read(&self, at: usize, bytes: usize) -> Vec<u8> {
