@@ -132,6 +132,19 @@ impl Caller {
         if !grant.allows(title, scope) {
             return Err(AccessError::Forbidden { title: title.clone(), scope });
         }
+        self.charge(cost)
+    }
+
+    /// Counts what is not about one title against the caller's quota.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError::Revoked`], [`AccessError::QuotaExceeded`].
+    pub fn charge(&self, cost: Cost) -> Result<(), AccessError> {
+        let Some(grant) = &self.0 else { return Ok(()) };
+        if grant.revoked.is_cancelled() {
+            return Err(AccessError::Revoked);
+        }
         grant.meter.charge(cost, || Whose::Token(grant.name.clone()))
     }
 

@@ -16,6 +16,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use rustix::net::sockopt;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -80,10 +81,12 @@ struct Opening {
     missing: usize,
 }
 
-/// Accepts for as long as somebody takes what comes.
+/// Accepts for as long as somebody takes what comes. A client that leaves unread what was sent to
+/// it for `unread_max` loses its connection.
 pub(super) fn accept(
     listener: TcpListener,
     limits: ConnectionLimits,
+    unread_max: Duration,
     tls: Option<Arc<Tls>>,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (accepted, connections) = mpsc::channel(64);
@@ -109,7 +112,7 @@ pub(super) fn accept(
             pause = BACK_OFF.0;
             let Some(place) = places.take(address) else { continue };
             // A place in the channel is waited for by the task, so that accepting goes on.
-            tokio::spawn(open(stream, tls.clone(), place, accepted.clone()));
+            tokio::spawn(open(stream, unread_max, tls.clone(), place, accepted.clone()));
         }
     });
     ReceiverStream::new(connections)
@@ -117,12 +120,13 @@ pub(super) fn accept(
 
 async fn open(
     stream: TcpStream,
+    unread_max: Duration,
     tls: Option<Arc<Tls>>,
     place: Place,
     accepted: mpsc::Sender<io::Result<Connection>>,
 ) {
     let counted = Counted::in_gauge(&METRICS.connections);
-    if let Err(error) = prepare(&stream) {
+    if let Err(error) = prepare(&stream, unread_max) {
         return tracing::debug!(%error, "a connection was lost at once");
     }
     let io = match tls {
@@ -142,10 +146,17 @@ async fn open(
     let _ = accepted.send(Ok(Connection::new(io, place, Some(counted)))).await;
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+fn prepare(stream: &TcpStream, unread_max: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let keepalive = rustix::net::sockopt::set_socket_keepalive(stream, true);
-    keepalive.and_then(|()| rustix::net::sockopt::set_tcp_keepidle(stream, TCP_KEEPALIVE))?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, TCP_KEEPALIVE)?;
+    // HTTP/2's keepalive ends a connection only after it could send its last frame; to a client
+    // that does not read its socket it never can.
+    #[cfg(target_os = "linux")]
+    {
+        let millis = u32::try_from(unread_max.as_millis()).unwrap_or(u32::MAX);
+        sockopt::set_tcp_user_timeout(stream, millis)?;
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ mod connections;
 mod files;
 mod refusals;
 mod reload;
+mod revocable;
 mod tls;
 
 use std::{io, net::SocketAddr, sync::Arc};
@@ -288,7 +289,8 @@ impl Server {
             all: settings.connections_max,
             of_an_address: settings.connections_per_address_max,
         };
-        let incoming = connections::accept(listener, limits, tls);
+        let unread_max = settings.keepalive_interval + settings.keepalive_timeout;
+        let incoming = connections::accept(listener, limits, unread_max, tls);
         let serving =
             router.serve_with_incoming_shutdown(incoming, drain.clone().cancelled_owned());
         let mut serving = std::pin::pin!(serving);

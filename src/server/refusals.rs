@@ -19,9 +19,9 @@ use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use super::codes::code_name;
+use super::{codes::code_name, revocable};
 use crate::{
-    access::Access,
+    access::{Access, Caller},
     metrics::METRICS,
     service::{from_access, from_transport, refusal},
     telemetry::{answered, request_span},
@@ -31,6 +31,9 @@ const GRPC_TIMEOUT_HEADER: &str = "grpc-timeout";
 
 /// Whoever may reach the server may ask whether it is well.
 const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
+
+/// Its streams know nothing of tokens.
+const REFLECTION: &str = "/grpc.reflection.";
 
 /// Wraps the services.
 #[derive(Clone)]
@@ -93,6 +96,9 @@ where
         }
         let asked = grpc_timeout(request.headers()).unwrap_or(Duration::MAX);
         let limit = asked.min(self.request_time_max);
+        let is_tonics = request.uri().path().starts_with(REFLECTION);
+        let revoked = request.extensions().get::<Caller>().and_then(Caller::revoked);
+        let revoked = revoked.filter(|_| is_tonics).cloned();
         // A stream's answer is there as soon as its first headers are, so this bounds its start.
         // The time begins now, and not when the future is first polled: tonic keeps the caller's
         // deadline too, around this layer and without a reason in its status.
@@ -100,7 +106,10 @@ where
         let answer = tokio::time::timeout(limit, answer.instrument(span.clone()));
         Box::pin(async move {
             let answer = match answer.await {
-                Ok(answer) => answer.map(explain),
+                Ok(answer) => answer.map(explain).map(|answer| match revoked {
+                    Some(revoked) => revocable::end_on(revoked, answer),
+                    None => answer,
+                }),
                 Err(_) => Ok(deadline_exceeded().into_http()),
             };
             let status = answer.as_ref().ok().and_then(|it| Status::from_header_map(it.headers()));

@@ -98,6 +98,8 @@ impl CatalogService for CatalogApi {
         request: Request<v1::ListTitlesRequest>,
     ) -> Result<Response<v1::ListTitlesResponse>, Status> {
         let caller = caller(&request)?;
+        let charged = caller.charge(cost(request.get_ref(), 1));
+        charged.map_err(|error| status::from_access(&error))?;
         let all = self.doors.catalogs.all();
         let seen = all.values().filter(|stored| caller.sees(&stored.title));
         let titles = seen.map(|stored| v1::TitleSummary {

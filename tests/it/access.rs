@@ -7,20 +7,53 @@ use std::{
 };
 
 use accolade::proto::v1::{
-    ApplyCatalogRequest, Definition, GetAchievementStorageRequest, GetCatalogRequest,
-    ListCompletionsRequest, ListTitlesRequest, StreamSetAchievementStorageRequest,
-    WatchCompletionsRequest, achievement_storage_service_client::AchievementStorageServiceClient,
+    ApplyCatalogRequest, BatchGetAchievementStorageRequest, BatchSetAchievementStorageRequest,
+    Definition, GetAchievementStorageRequest, GetCatalogRequest, ListCompletionsRequest,
+    ListTitlesRequest, NodeUpdate, StreamSetAchievementStorageRequest, WatchCompletionsRequest,
+    achievement_storage_service_client::AchievementStorageServiceClient,
     catalog_service_client::CatalogServiceClient,
-    completion_service_client::CompletionServiceClient, set_achievement_storage_request::Change,
-    stream_set_achievement_storage_response::Outcome, watch_completions_response::Event,
+    completion_service_client::CompletionServiceClient, node_update,
+    set_achievement_storage_request::Change, stream_set_achievement_storage_response::Outcome,
+    watch_completions_response::Event,
 };
-use prost::Message;
+use prost::{Message, bytes::Bytes};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::{Code, Request, Status};
+use tonic::{
+    Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel,
+};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest,
+};
 use tonic_types::StatusExt;
 
-use crate::support::{PATIENCE, Server, accolade, delta, fields, reason, text};
+use crate::{
+    bad_input::RawCodec,
+    support::{PATIENCE, Server, accolade, delta, fields, reason, text},
+};
+
+/// Two looks at the file, a second apart each; the rest is for a machine that runs other tests
+/// beside this one.
+const OUT_AFTER_MAX: Duration = Duration::from_secs(2 + 1);
+
+/// Every method that is for one title, in the order of [`try_all`].
+const OF_A_TITLE: [&str; 9] = [
+    "AchievementStorageService/GetAchievementStorage",
+    "AchievementStorageService/BatchGetAchievementStorage",
+    "CompletionService/ListCompletions",
+    "CatalogService/GetCatalog",
+    "AchievementStorageService/SetAchievementStorage",
+    "AchievementStorageService/BatchSetAchievementStorage",
+    "AchievementStorageService/StreamSetAchievementStorage",
+    "CompletionService/WatchCompletions",
+    "CatalogService/ApplyCatalog",
+];
+
+const REFLECTION: [&str; 2] = [
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
 
 /// A server with a file of tokens.
 struct Guarded {
@@ -76,6 +109,42 @@ fn list(title: &str, after: &str) -> ListCompletionsRequest {
     ListCompletionsRequest { title, after, ..ListCompletionsRequest::default() }
 }
 
+fn batch_get(title: &str, players: usize) -> BatchGetAchievementStorageRequest {
+    let player_ids = (0..players).map(|n| n.to_string()).collect();
+    BatchGetAchievementStorageRequest { title: title.to_owned(), player_ids }
+}
+
+fn batch_set(title: &str) -> BatchSetAchievementStorageRequest {
+    let update = NodeUpdate {
+        node_id: "first_steps".to_owned(),
+        change: Some(node_update::Change::Delta(1)),
+        ..NodeUpdate::default()
+    };
+    BatchSetAchievementStorageRequest {
+        title: title.to_owned(),
+        player_id: "p".to_owned(),
+        updates: vec![update],
+        request_id: String::new(),
+    }
+}
+
+/// Calls any method with any bytes, and with any `authorization`.
+async fn call(
+    channel: &Channel,
+    method: &str,
+    authorization: Option<&str>,
+    message: Vec<u8>,
+) -> Result<Bytes, Status> {
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready().await.expect("the connection stands");
+    let mut request = Request::new(Bytes::from(message));
+    if let Some(authorization) = authorization {
+        request.metadata_mut().insert("authorization", authorization.parse().unwrap());
+    }
+    let path = PathAndQuery::try_from(format!("/{method}")).unwrap();
+    grpc.unary(request, path, RawCodec).await.map(tonic::Response::into_inner)
+}
+
 fn definitions() -> Vec<Definition> {
     let node_id = "first_steps".to_owned();
     vec![Definition { node_id, max_progress: 100, ..Definition::default() }]
@@ -86,8 +155,8 @@ fn refused<T>(answer: Result<T, Status>) -> (Code, String) {
     (status.code(), reason(&status))
 }
 
-/// Each kind of request, and how it ends: `None` where it is allowed.
-async fn try_all(server: &Server, token: &str, title: &str) -> [Option<(Code, String)>; 7] {
+/// Each method of [`OF_A_TITLE`], and how it ends: `None` where it is allowed.
+async fn try_all(server: &Server, token: &str, title: &str) -> [Option<(Code, String)>; 9] {
     let channel = server.channel().await;
     let mut storage = AchievementStorageServiceClient::new(channel.clone());
     let mut completions = CompletionServiceClient::new(channel.clone());
@@ -117,16 +186,35 @@ async fn try_all(server: &Server, token: &str, title: &str) -> [Option<(Code, St
     }
     [
         storage.get_achievement_storage(with(token, get(title))).await.err().map(ended),
+        {
+            let get = batch_get(title, 2);
+            storage.batch_get_achievement_storage(with(token, get)).await.err().map(ended)
+        },
         completions.list_completions(with(token, list(title, ""))).await.err().map(ended),
         catalogs.get_catalog(with(token, catalog)).await.err().map(ended),
         {
             let set = delta(title, "p", "first_steps", 1);
             storage.set_achievement_storage(with(token, set)).await.err().map(ended)
         },
+        {
+            let set = batch_set(title);
+            storage.batch_set_achievement_storage(with(token, set)).await.err().map(ended)
+        },
         stream_set,
         completions.watch_completions(with(token, watch(title))).await.err().map(ended),
         catalogs.apply_catalog(with(token, apply)).await.err().map(ended),
     ]
+}
+
+/// Goal: no method is forgotten by the tests of this file that say "every method".
+#[test]
+fn every_method_but_the_list_of_titles_is_for_one_title() {
+    let mut named = OF_A_TITLE.map(|method| format!("accolade.v1.{method}")).to_vec();
+    named.push("accolade.v1.CatalogService/ListTitles".to_owned());
+    let mut methods: Vec<_> = accolade::proto::methods().collect();
+    named.sort();
+    methods.sort();
+    assert_eq!(named, methods);
 }
 
 #[tokio::test]
@@ -144,9 +232,32 @@ async fn without_a_token_only_health_is_answered() {
     let sets = tokio_stream::pending::<StreamSetAchievementStorageRequest>();
     assert_eq!(refused(storage.stream_set_achievement_storage(sets).await), missing);
 
+    // Every method, with whatever message, and one that is not there. An answer tells nobody which
+    // methods there are.
+    let channel = guarded.server.channel().await;
+    let methods: Vec<_> = accolade::proto::methods().collect();
+    let others = REFLECTION.into_iter().chain(["accolade.v1.Nope/Nope", "nope"]);
+    for method in methods.iter().map(String::as_str).chain(others) {
+        for (authorization, expected) in [
+            (None, &missing),
+            (Some(token.clone()), &missing),
+            (Some(format!("Basic {token}")), &missing),
+            (Some("Bearer ".to_owned()), &unknown),
+            (Some(format!("Bearer  {token}")), &unknown),
+            (Some(format!("Bearer {token}x")), &unknown),
+            (Some(format!("Bearer {}", token.to_lowercase())), &unknown),
+        ] {
+            for message in [vec![], delta("demo", "p", "first_steps", 1).encode_to_vec()] {
+                let answer = call(&channel, method, authorization.as_deref(), message).await;
+                assert_eq!(refused(answer), *expected, "{method} {authorization:?}");
+            }
+        }
+    }
+
     storage.get_achievement_storage(with(&token, get("demo"))).await.unwrap();
-    let mut health = HealthClient::new(guarded.server.channel().await);
+    let mut health = HealthClient::new(channel);
     health.check(HealthCheckRequest::default()).await.expect("probes have no token");
+    health.watch(HealthCheckRequest::default()).await.expect("probes have no token");
     let log = guarded.server.log();
     assert!(!log.contains(&token) && !log.contains(&token[1..]), "a token is in the log:\n{log}");
 }
@@ -162,17 +273,13 @@ async fn a_token_reaches_its_titles_and_scopes_only() {
 
     let forbidden = Some((Code::PermissionDenied, "FORBIDDEN".to_owned()));
     // In the order of `try_all`: what each scope opens.
-    let opens = [
-        [true, true, true, false, false, false, false],
-        [false, false, false, true, true, false, false],
-        [false, false, false, false, false, true, false],
-        [false, false, false, false, false, false, true],
-        [false; 7],
-    ];
+    let opens = [(0..4), (4..7), (7..8), (8..9), (9..9)];
     for (((token, _), opens), scope) in made.iter().zip(opens).zip(all) {
         let ended = try_all(server, token, "demo").await;
-        let expected = opens.map(|is_open| if is_open { None } else { forbidden.clone() });
-        assert_eq!(ended, expected, "{scope}");
+        for (n, (ended, method)) in ended.into_iter().zip(OF_A_TITLE).enumerate() {
+            let expected = if opens.contains(&n) { None } else { forbidden.clone() };
+            assert_eq!(ended, expected, "{scope}: {method}");
+        }
         // Of another title it is not even told whether there is one.
         for title in ["other", "nowhere"] {
             let ended = try_all(server, token, title).await;
@@ -181,7 +288,7 @@ async fn a_token_reaches_its_titles_and_scopes_only() {
     }
     let ended = try_all(server, &everything, "nowhere").await;
     let not_found = Some((Code::NotFound, "TITLE_NOT_FOUND".to_owned()));
-    assert_eq!(ended[..6], vec![not_found; 6]);
+    assert_eq!(ended[..8], vec![not_found; 8]);
 
     // Titles that a token is not for are not listed, and a cursor does not lead there.
     let mut catalogs = server.catalogs().await;
@@ -199,8 +306,17 @@ async fn a_token_reaches_its_titles_and_scopes_only() {
     let page = completions.list_completions(with(&everything, list("secret", ""))).await.unwrap();
     let cursor = page.into_inner().cursor;
     let stolen = completions.list_completions(with(&made[0].0, list("demo", &cursor))).await;
-    let status = stolen.expect_err("a cursor of another title");
-    assert_eq!((status.code(), fields(&status)), (Code::InvalidArgument, vec!["after".to_owned()]));
+    let is_refused = |status: Status| {
+        let wrong = (status.code(), fields(&status));
+        assert_eq!(wrong, (Code::InvalidArgument, vec!["after".to_owned()]));
+    };
+    is_refused(stolen.expect_err("a cursor of another title"));
+    let stolen = WatchCompletionsRequest { after: Some(cursor.clone()), ..watch("demo") };
+    let stream = completions.watch_completions(with(&made[2].0, stolen)).await.unwrap();
+    is_refused(stream.into_inner().message().await.expect_err("a cursor of another title"));
+    let own = WatchCompletionsRequest { after: Some(cursor), ..watch("secret") };
+    let stream = completions.watch_completions(with(&everything, own)).await.unwrap();
+    stream.into_inner().message().await.expect("a cursor of this title");
 }
 
 #[tokio::test]
@@ -244,7 +360,9 @@ async fn a_token_taken_away_ends_what_it_had_open_and_nothing_else() {
 
     let (comes, new) = token("comes", &["demo"], &["write"]);
     fs::write(&guarded.file, format!("{kept}{new}")).unwrap();
+    let replaced = Instant::now();
     let ended = tokio::time::timeout(PATIENCE, open[1].message()).await.expect("it ends in time");
+    assert!(replaced.elapsed() <= OUT_AFTER_MAX, "out after {:?}", replaced.elapsed());
     let revoked = (Code::Unauthenticated, "TOKEN_REVOKED".to_owned());
     assert_eq!(refused(ended), revoked);
     let ended = tokio::time::timeout(PATIENCE, async {
@@ -276,6 +394,38 @@ async fn a_token_taken_away_ends_what_it_had_open_and_nothing_else() {
     }
     let set = delta("demo", "p", "first_steps", 1);
     storage.set_achievement_storage(with(&stays, set)).await.unwrap();
+}
+
+/// Goal: the same holds for a stream of reflection, which a caller may keep open for ever.
+#[tokio::test]
+async fn a_token_taken_away_ends_its_reflection_too() {
+    let (stays, kept) = token("stays", &["demo"], &["read"]);
+    let (goes, gone) = token("goes", &["demo"], &["read"]);
+    let guarded = Guarded::start(&format!("{kept}{gone}"), &[]);
+    let channel = guarded.server.channel().await;
+    let mut reflection = ServerReflectionClient::new(channel.clone());
+    let (questions, receiver) = tokio::sync::mpsc::channel(1);
+    let question = || ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..ServerReflectionRequest::default()
+    };
+    questions.send(question()).await.unwrap();
+    let stream = with(&goes, ReceiverStream::new(receiver));
+    let mut answers = reflection.server_reflection_info(stream).await.unwrap().into_inner();
+    answers.message().await.unwrap().expect("an answer");
+
+    fs::write(&guarded.file, kept).unwrap();
+    let replaced = Instant::now();
+    let asks = question().encode_to_vec();
+    let (goes, stays) = (format!("Bearer {goes}"), format!("Bearer {stays}"));
+    while call(&channel, REFLECTION[0], Some(&goes), asks.clone()).await.is_ok() {
+        assert!(replaced.elapsed() <= OUT_AFTER_MAX, "it is not out");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let _ = questions.send(question()).await;
+    let answer = tokio::time::timeout(PATIENCE, answers.message()).await.expect("in time");
+    assert!(!matches!(answer, Ok(Some(_))), "what it had open goes on: {answer:?}");
+    call(&channel, REFLECTION[0], Some(&stays), asks).await.expect("nobody else is out");
 }
 
 #[tokio::test]
@@ -321,6 +471,93 @@ async fn a_quota_refuses_with_the_time_to_wait_and_spares_other_titles() {
     let refused =
         answers.into_iter().filter(|it| is_refused(it.as_ref().unwrap().outcome.as_ref().unwrap()));
     assert!((1..=999).contains(&refused.count()));
+}
+
+/// Goal: each rate of a token is its own, tells a time to wait that is true, and spares others.
+#[tokio::test]
+async fn a_tokens_rates_refuse_with_the_time_to_wait_and_spare_other_tokens() {
+    const METADATA_BYTES: usize = 3_900_000;
+    let (few, mut entries) = token("few", &["demo"], &["read"]);
+    entries += "requests_per_second = 100\n";
+    let (short, entry) = token("short", &["demo"], &["catalog", "read"]);
+    entries += &(entry + "request_bytes_per_second = 4194304\n");
+    let (free, entry) = token("free", &["demo"], &["catalog", "read"]);
+    let guarded = Guarded::start(&(entries + &entry), &[]);
+    let waits = |status: Status| {
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert_eq!(reason(&status), "QUOTA_EXCEEDED");
+        let wait = status.get_details_retry_info().and_then(|info| info.retry_delay).unwrap();
+        assert!(!wait.is_zero() && wait <= Duration::from_secs(1), "{wait:?}");
+        wait
+    };
+
+    // A batch takes a second's worth of requests: the next, within that second, is refused.
+    let mut storage = guarded.server.storage().await;
+    let batch = |token| with(token, batch_get("demo", 100));
+    storage.batch_get_achievement_storage(batch(&few)).await.expect("a second's worth");
+    let again = storage.batch_get_achievement_storage(batch(&few)).await;
+    let wait = waits(again.expect_err("the second is not over"));
+    for _ in 0..3 {
+        storage.batch_get_achievement_storage(batch(&free)).await.expect("it has no quota");
+    }
+    tokio::time::sleep(wait).await;
+    storage.batch_get_achievement_storage(batch(&few)).await.expect("the time is over");
+
+    // A message takes nearly a second's worth of bytes, and is paid for before it is looked at: it
+    // is no catalogue, for its text is too long.
+    let mut catalogs = guarded.server.catalogs().await;
+    let mut definitions = definitions();
+    definitions[0].metadata = "x".repeat(METADATA_BYTES);
+    let title = "demo".to_owned();
+    let apply = ApplyCatalogRequest { title, definitions, ..ApplyCatalogRequest::default() };
+    let status = catalogs.apply_catalog(with(&short, apply.clone())).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let again = catalogs.apply_catalog(with(&short, apply.clone())).await;
+    let wait = waits(again.expect_err("the second is not over"));
+    for _ in 0..3 {
+        let status = catalogs.apply_catalog(with(&free, apply.clone())).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "it has no quota: {status:?}");
+    }
+    tokio::time::sleep(wait).await;
+    let status = catalogs.apply_catalog(with(&short, apply)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "the time is over: {status:?}");
+}
+
+/// Goal: what the methods are called and take is told only where the settings say so, and to whom
+/// they let in.
+#[tokio::test]
+async fn reflection_answers_only_where_and_whom_it_should() {
+    // The first question of grpcurl: which services are there (field 7, "*").
+    let question = || b"\x3a\x01*".to_vec();
+    let (token, entry) = token("a", &["demo"], &["read"]);
+    let guarded = Guarded::start(&entry, &[]);
+    let channel = guarded.server.channel().await;
+    let bearer = format!("Bearer {token}");
+    for method in REFLECTION {
+        let answer = call(&channel, method, None, question()).await;
+        assert_eq!(refused(answer), (Code::Unauthenticated, "TOKEN_MISSING".to_owned()));
+        let answer = call(&channel, method, Some(&bearer), question()).await.unwrap();
+        assert!(text(&answer).contains("accolade.v1.CompletionService"), "{}", text(&answer));
+    }
+
+    let silent = Guarded::start(&entry, &["--reflection=false"]);
+    let channel = silent.server.channel().await;
+    let dir = tempfile::tempdir().unwrap();
+    let open = Server::start(&dir.path().join("data"), &["--reflection=false"]);
+    for (channel, bearer) in [(channel, Some(bearer.as_str())), (open.channel().await, None)] {
+        for method in REFLECTION {
+            let answer = call(&channel, method, bearer, question()).await;
+            assert_eq!(refused(answer), (Code::Unimplemented, "METHOD_NOT_FOUND".to_owned()));
+        }
+        call(
+            &channel,
+            &format!("accolade.v1.{}", OF_A_TITLE[0]),
+            bearer,
+            get("demo").encode_to_vec(),
+        )
+        .await
+        .unwrap();
+    }
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ const SET: &str = "/accolade.v1.AchievementStorageService/SetAchievementStorage"
 
 /// Sends bytes as they are.
 #[derive(Default)]
-struct RawCodec;
+pub struct RawCodec;
 
 impl Codec for RawCodec {
     type Encode = Bytes;
@@ -421,13 +421,18 @@ async fn a_passed_deadline_is_retried_under_the_same_id_and_counts_once() {
     assert_eq!((records[0].progress, records[0].version), (300, 300));
 }
 
-/// A set in the making, sent by hand over HTTP/2: every client library frames messages and keeps
-/// deadlines by itself. Gives the trailers-only answer.
-async fn by_hand(subject: &Subject, header: (&str, &str), body: Option<Vec<u8>>) -> Status {
+/// A request sent by hand over HTTP/2: every client library frames messages and keeps deadlines by
+/// itself. Its stream stays open, so that nothing is answered because it ended.
+async fn by_hand(
+    subject: &Subject,
+    path: &str,
+    header: (&str, &str),
+    body: Option<Vec<u8>>,
+) -> Status {
     let socket = tokio::net::TcpStream::connect(&subject.server.address).await.unwrap();
     let (client, connection) = h2::client::handshake(socket).await.unwrap();
     tokio::spawn(connection);
-    let request = http::Request::post(format!("http://{}{SET}", subject.server.address))
+    let request = http::Request::post(format!("http://{}{path}", subject.server.address))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .header(header.0, header.1)
@@ -438,15 +443,38 @@ async fn by_hand(subject: &Subject, header: (&str, &str), body: Option<Vec<u8>>)
     if let Some(body) = body {
         sending.send_data(Bytes::from(body), false).unwrap();
     }
-    let response = tokio::time::timeout(PATIENCE, response).await.expect("an answer").unwrap();
-    Status::from_header_map(response.headers()).expect("trailers only")
+    let answered = async {
+        let mut response = response.await.unwrap();
+        let status = Status::from_header_map(response.headers());
+        if let Some(status) = status {
+            return status;
+        }
+        let body = response.body_mut();
+        assert!(body.data().await.is_none(), "no message is answered");
+        let trailers = body.trailers().await.unwrap().expect("trailers");
+        Status::from_header_map(&trailers).expect("a status")
+    };
+    tokio::time::timeout(PATIENCE, answered).await.expect("an answer")
+}
+
+/// A message as it is sent: whether it is compressed, its length, itself.
+fn framed(flag: u8, message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    [&[flag], &length[..], message].concat()
+}
+
+/// The most memory that the server has taken so far, in bytes.
+fn peak(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
 }
 
 #[tokio::test]
 async fn the_servers_own_deadline_status_carries_its_reason() {
     let subject = subject(&[]);
     // The message itself never comes.
-    let status = by_hand(&subject, ("grpc-timeout", "20m"), None).await;
+    let status = by_hand(&subject, SET, ("grpc-timeout", "20m"), None).await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(reason(&status), "DEADLINE_EXCEEDED");
 }
@@ -455,11 +483,63 @@ async fn the_servers_own_deadline_status_carries_its_reason() {
 #[tokio::test]
 async fn a_length_of_four_gibibytes_is_refused_at_once() {
     let subject = subject(&[]);
-    let status = by_hand(&subject, ("x", "y"), Some(vec![0, 0xff, 0xff, 0xff, 0xff])).await;
+    let body = vec![0, 0xff, 0xff, 0xff, 0xff];
+    let status = by_hand(&subject, SET, ("x", "y"), Some(body)).await;
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert_eq!(reason(&status), "MESSAGE_TOO_LARGE");
-    let memory = std::fs::read_to_string(format!("/proc/{}/status", subject.server.pid())).unwrap();
-    let peak = memory.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
-    assert!(peak < 1 << 20, "{peak} kB at the most");
+    let peak = peak(&subject.server);
+    assert!(peak < 128 << 20, "{peak} bytes at the most");
+}
+
+/// 32 MiB of zeros (33,554,191 bytes) as gzip, in 32,546 bytes: a legal message by its length.
+/// Dynamic codes give the longest repetition two bits, both 0, so all but the ends is zeros.
+fn gzip_bomb() -> Vec<u8> {
+    const HEAD: [u8; 23] = [
+        0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff, // the header of gzip
+        0xed, 0xc0, 0x81, 0, 0, 0, 0, 0x80, 0xa0, 0xfd, 0xa9, 0x17, 0xa9, // the codes, a zero
+    ];
+    // The end of the block, the checksum, the length.
+    const TAIL: [u8; 10] = [0x80, 1, 0x53, 0xb2, 0x27, 1, 0x0f, 0xff, 0xff, 1];
+    [&HEAD[..], &vec![0; 32_513], &TAIL].concat()
+}
+
+/// Goal: what unpacks to a thousand times its size is refused as it is; nobody unpacks it to see.
+#[tokio::test]
+async fn a_compression_bomb_is_refused_and_costs_no_memory() {
+    let subject = subject(&[]);
+    let mut client = subject.server.storage().await;
+    set(&mut client, delta("demo", "p", "explorer", 1)).await;
+    let before = peak(&subject.server);
+    let bomb = gzip_bomb();
+    let reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+    let methods = [
+        SET,
+        "/accolade.v1.AchievementStorageService/StreamSetAchievementStorage",
+        "/accolade.v1.CompletionService/WatchCompletions",
+        "/grpc.health.v1.Health/Check",
+        reflection,
+    ];
+    for method in methods {
+        let packed = Some(framed(1, &bomb));
+        let status = by_hand(&subject, method, ("grpc-encoding", "gzip"), packed.clone()).await;
+        assert_eq!(status.code(), Code::Unimplemented, "{method}: {status:?}");
+        assert_eq!(reason(&status), "COMPRESSION_UNSUPPORTED", "{method}");
+        // Without the header, what the flag says is the caller's mistake; so is a flag of no
+        // meaning.
+        let cases = [("x", "y", 1), ("grpc-encoding", "identity", 1), ("x", "y", 2)];
+        for (name, value, flag) in cases {
+            let body = Some(framed(flag, &bomb));
+            let status = by_hand(&subject, method, (name, value), body).await;
+            if method == reflection {
+                // This service is tonic's, and ends its stream without a word.
+                assert_eq!(status.code(), Code::Ok, "{status:?}");
+                continue;
+            }
+            assert_eq!(status.code(), Code::InvalidArgument, "{method} {flag}: {status:?}");
+            assert_eq!(reason(&status), "MESSAGE_UNDECODABLE", "{method} {flag}");
+        }
+    }
+    let grown = peak(&subject.server).saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes more");
+    set(&mut client, delta("demo", "p", "explorer", 1)).await;
 }

@@ -53,20 +53,45 @@ fn every_test_that_guarantees_names_exists() {
     }
     let mut named = 0;
     let tests = guarantees.split('`').skip(1).step_by(2);
-    for name in
-        tests.filter(|text| text.matches('_').count() >= 3 && !text.contains([' ', '/', '.', '(']))
-    {
-        if name.starts_with("accolade_") {
-            // A metric.
-            continue;
-        }
+    let is_name = |text: &&str| {
+        text.matches('_').count() >= 2
+            && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    // Others that look like one are metrics.
+    for name in tests.filter(is_name).filter(|name| !name.starts_with("accolade_")) {
         named += 1;
-        assert!(
-            code.contains(&format!("fn {name}")) || code.contains(&format!("def {name}")),
-            "GUARANTEES.md names the test {name}, which does not exist"
-        );
+        let is_there = ["fn", "def"].iter().any(|word| code.contains(&format!("{word} {name}(")));
+        assert!(is_there, "GUARANTEES.md names the test {name}, which does not exist");
     }
-    assert!(named >= 20, "{named} tests are named");
+    assert!(named >= 100, "{named} tests are named");
+}
+
+/// Each fault and abuse that was thought of has a row: a test, or why there is none.
+#[test]
+fn every_fault_and_abuse_stands_in_guarantees() {
+    let guarantees = document("GUARANTEES.md");
+    let ids = (1..=18).map(|n| format!("F{n}")).chain((1..=24).map(|n| format!("S{n}")));
+    for id in ids {
+        let rows = guarantees.lines().filter(|line| line.starts_with(&format!("| {id} |")));
+        assert_eq!(rows.count(), 1, "GUARANTEES.md has one row for {id}");
+    }
+}
+
+/// Every size that can be raised is raised at night, and the other way round.
+#[test]
+fn every_size_of_a_test_stands_in_the_makefile_and_in_guarantees() {
+    let mut code = String::new();
+    for dir in ["src", "tests"] {
+        collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir), &mut code);
+    }
+    let (makefile, guarantees) = (document("Makefile"), document("GUARANTEES.md"));
+    let nightly = makefile.lines().filter_map(|line| line.strip_prefix("soak: export "));
+    let nightly: Vec<_> = nightly.filter_map(|line| line.split(' ').next()).collect();
+    assert!(nightly.len() >= 10, "{nightly:?}");
+    for variable in nightly {
+        assert!(code.contains(&format!("\"{variable}\"")), "no test reads {variable}");
+        assert!(guarantees.contains(&format!("`{variable}`")), "GUARANTEES.md lacks {variable}");
+    }
 }
 
 fn collect(dir: &Path, code: &mut String) {
