@@ -122,7 +122,7 @@ pub async fn examine(folder: &Path, told: &Told) -> Result<(), String> {
     let completed: HashSet<_> = feed.iter().collect();
     for player in &told.done {
         let stored = versions(player).await?;
-        if stored.get("done").is_none() {
+        if !stored.contains_key("done") {
             return Err(format!("{player}: told that it has completed, and no record is stored"));
         }
         if !told.is_trimmed && !completed.contains(player) {

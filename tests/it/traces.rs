@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -30,10 +31,6 @@ impl TraceService for Collector {
         self.0.send(request.into_inner()).await.unwrap();
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn text(span: &Span, key: &str) -> String {
@@ -80,7 +77,7 @@ async fn a_collector_gets_each_request_below_its_callers_span_and_without_ids() 
     spans.sort_by_key(code);
     let [failed, stored] = &spans[..] else { panic!("{spans:?}") };
     assert_eq!([code(failed), code(stored)], ["NOT_FOUND", "OK"]);
-    assert_eq!([hex(&stored.trace_id), hex(&stored.parent_span_id)], [TRACE, PARENT]);
+    assert_eq!([&stored.trace_id, &stored.parent_span_id].map(|id| HEXLOWER.encode(id)), [TRACE, PARENT]);
     assert!(failed.parent_span_id.is_empty(), "{failed:?}");
     for span in &spans {
         assert_eq!((span.name.as_str(), text(span, "rpc.method").as_str()), (SET, SET));
