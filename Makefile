@@ -6,32 +6,38 @@ STUBS  := $(TOOLS)/stubs
 BIN    := $(VENV)/bin
 PROTOS := $(wildcard proto/accolade/v1/*.proto)
 CARGO  := cargo --locked
+# `failpoints` lets tests crash the program at named places; `otel` sends traces.
+FEATURES := failpoints,otel
 
 .DEFAULT_GOAL := help
-.PHONY: help test check unit integration crash clients soak bench bench-unary bench-stream \
+.PHONY: help test check unit integration crash endurance clients soak bench bench-unary bench-stream \
 	bench-latency bench-watch bench-scale tools clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-test: check unit integration crash clients ## Install the test tools and pass every test
+test: check unit integration crash endurance clients ## Install the test tools and pass every test
 
-check: tools ## Format, lints, and the protocol files' own rules
+# Advisories are read from the internet, so whoever has it asks for them: see deny.toml.
+check: tools ## Format, lints, the protocol files' own rules, and what comes in with Cargo.lock
 	cargo fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	$(BIN)/buf format proto -d --exit-code
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against proto/released.binpb
+	$(BIN)/cargo-deny --locked --workspace check bans licenses sources
 
-# The feature lets tests crash the program at named places.
 unit: ## Rules, stores, formats
-	$(CARGO) test --features failpoints --lib
+	$(CARGO) test --features $(FEATURES) --lib
 
 integration: tools ## The real binary, from outside
-	$(CARGO) test --features failpoints --test it
+	$(CARGO) test --features $(FEATURES) --test it
 
 crash: ## kill -9 under load; ACCOLADE_CRASH_CYCLES sets how often
-	$(CARGO) test --features failpoints --test crash
+	$(CARGO) test --features $(FEATURES) --test crash
+
+endurance: ## Memory, files and disk stay flat; ACCOLADE_SOAK_SECONDS sets for how long
+	$(CARGO) test --features $(FEATURES) --test soak
 
 clients: tools ## grpcurl, grpcio and the commands in the README, against the real binary
 	$(CARGO) build
@@ -40,9 +46,17 @@ clients: tools ## grpcurl, grpcio and the commands in the README, against the re
 soak: export ACCOLADE_CRASH_CYCLES := 10000
 soak: export ACCOLADE_POWER_CUTS := 1000
 soak: export ACCOLADE_HISTORIES := 2000
+soak: export ACCOLADE_NETWORK_HISTORIES := 1000
+soak: export ACCOLADE_MODEL_HISTORIES := 35000
 soak: export ACCOLADE_CRASHES := 1000
 soak: export ACCOLADE_CORRUPTIONS := 10000
-soak: unit integration crash ## The same tests of faults at their nightly sizes; takes hours
+soak: export ACCOLADE_DEADLINES := 100000
+soak: export ACCOLADE_PAUSES := 200
+soak: export ACCOLADE_STALLED_SETS := 3000
+soak: export ACCOLADE_STORMS := 200
+soak: export ACCOLADE_IDLE_SECONDS := 600
+soak: export ACCOLADE_SOAK_SECONDS := 28800
+soak: unit integration crash endurance ## The same tests of faults at their nightly sizes; takes hours
 
 # Databases to compare with come from Debian: etcd-server redis-server postgresql. Those that are not
 # installed are left out. BENCH passes options on, such as BENCH="--rounds 9 --seconds 4".

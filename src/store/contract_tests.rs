@@ -8,6 +8,9 @@ use crate::{
     testing::{TestClock, Update, catalog, node_id, player, title},
 };
 
+const HOUR: u64 = 3600;
+const DAY: u64 = 24 * HOUR;
+
 /// A store, the clock it was given, and what must live as long.
 struct Subject {
     store: Arc<dyn Store>,
@@ -208,16 +211,73 @@ contract! {
         assert_eq!(subject.feed(&oldest).await.unwrap(), ["p2", "p3"]);
     }
 
+    /// Steps back by a second, an hour and to the epoch, and jumps ahead: order and versions are as
+    /// if the clock had stood, and moments only ever go ahead.
     async fn a_clock_that_goes_back_does_not_take_completions_with_it(subject: Subject) {
-        subject.complete("p0", "n").await;
-        subject.clock.put(10);
-        subject.complete("p1", "n").await;
-        subject.clock.put(2000);
-        subject.complete("p2", "n").await;
+        let moments = [
+            (DAY, DAY),
+            (DAY + HOUR, DAY + HOUR),
+            (DAY + HOUR - 1, DAY + HOUR),
+            (DAY + HOUR - 2, DAY + HOUR),
+            (DAY, DAY + HOUR),
+            (DAY - HOUR, DAY + HOUR),
+            (0, DAY + HOUR),
+            (DAY + HOUR + 1, DAY + HOUR + 1),
+            (DAY + 2 * HOUR, DAY + 2 * HOUR),
+        ];
+        let mut told = Vec::new();
+        for (version, (now, _)) in (1..).zip(moments) {
+            subject.clock.put(now);
+            let update = Update::of("t", "busy").delta("n", 100, 1);
+            let update = update.set("x", 100, None, Some("x"), Some(version - 1)).build();
+            let outcomes = subject.store.apply(update).await.unwrap().outcomes;
+            let found: Vec<_> = outcomes.iter().map(|(it, _)| it.after.version.get()).collect();
+            assert_eq!(found, [version; 2], "at {now}");
+            told.push(subject.complete(&format!("p{version}"), "n").await);
+        }
+
         let oldest = subject.oldest().await;
         let feed = subject.store.completions(&title("t"), &oldest, 10).await.unwrap();
+        let cursors: Vec<_> = feed.iter().map(|it| it.cursor.clone()).collect();
+        assert_eq!(cursors, told);
         let times: Vec<_> = feed.iter().map(|it| it.completed_at.get()).collect();
-        assert_eq!(times, [1000, 1000, 2000]);
+        assert_eq!(times, moments.map(|(_, completed_at)| completed_at));
+        for (version, completed_at) in (1..).zip(times) {
+            let records = subject.store.records(&player("t", &format!("p{version}"))).await;
+            let state = &records.unwrap()[0].1;
+            assert_eq!((state.completed_at.get(), state.version.get()), (completed_at, 1));
+        }
+    }
+
+    /// Retention by age while the clock is an hour ahead, and after it has come back: it removes
+    /// what that clock calls old, never what completed since, and never opens a hole.
+    async fn a_clock_that_jumps_ahead_removes_no_more_than_the_old(subject: Subject) {
+        subject.clock.put(DAY);
+        let start = subject.oldest().await;
+        let old = subject.complete("old", "n").await;
+        subject.clock.put(DAY + HOUR);
+        subject.complete("ahead", "n").await;
+        let since = |now: u64| Retention {
+            completed_since: Some(EpochSeconds::new(now.saturating_sub(HOUR / 2))),
+            count: None,
+        };
+        assert_eq!(subject.trim(since(DAY + HOUR)).await, 1, "the old one is an hour old");
+        let refused = subject.feed(&start).await;
+        assert!(matches!(refused, Err(FeedError::Expired { oldest }) if oldest == old));
+
+        subject.clock.put(DAY + 1);
+        subject.complete("back", "n").await;
+        assert_eq!(subject.trim(since(DAY + 1)).await, 0, "no clock calls them old");
+        assert_eq!(subject.trim(since(DAY + HOUR)).await, 0, "both are of the time ahead");
+        assert_eq!(subject.feed(&old).await.unwrap(), ["ahead", "back"]);
+        // The clock catches up, and they age as others do.
+        assert_eq!(subject.trim(since(DAY + 2 * HOUR)).await, 2);
+        subject.clock.put(DAY + 2);
+        subject.complete("again", "n").await;
+        let oldest = subject.oldest().await;
+        let feed = subject.store.completions(&title("t"), &oldest, 10).await.unwrap();
+        assert_eq!(feed[0].key, player("t", "again"));
+        assert_eq!(feed[0].completed_at.get(), DAY + HOUR, "not before what was removed");
     }
 
     async fn whoever_waits_for_a_feed_is_woken(subject: Subject) {
@@ -293,5 +353,29 @@ contract! {
         assert_eq!(versions, (1..=400).collect::<Vec<_>>());
         let records = subject.store.records(&player("t", "p")).await.unwrap();
         assert_eq!(records[0].1.progress.get(), 400);
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_went_back_while_the_store_was_closed_changes_no_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = TestClock::at(DAY);
+    let complete = async |id: &str| {
+        let store = SledStore::open(dir.path(), 1 << 20, clock.clone()).unwrap();
+        store.apply(Update::of("t", id).delta("n", 1, 1).build()).await.unwrap();
+        let oldest = store.feed_bounds(&title("t")).await.unwrap().oldest;
+        let feed = store.completions(&title("t"), &oldest, 10).await.unwrap();
+        let newest = feed.last().unwrap().clone();
+        // Its place and time are kept, though it is removed itself.
+        let none = Retention { count: Some(0), ..Retention::default() };
+        store.trim_feed(&title("t"), none).await.unwrap();
+        (newest.completed_at.get(), newest.cursor)
+    };
+    let mut cursors = BTreeSet::new();
+    for (id, now, completed_at) in [("a", DAY, DAY), ("b", HOUR, DAY), ("c", 2 * DAY, 2 * DAY)] {
+        clock.put(now);
+        let (found, cursor) = complete(id).await;
+        assert_eq!(found, completed_at, "{id}");
+        assert!(cursors.insert(cursor.as_str().to_owned()), "places are not used again");
     }
 }

@@ -1,5 +1,8 @@
 //! Random histories on the sled store, restarts among them, against the simplest model there is:
 //! plain maps and the rules.
+//!
+//! `ACCOLADE_MODEL_HISTORIES` sets how many, of 30 steps each on average; 340 unless given, which
+//! are 10,000 steps.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +19,11 @@ use crate::{
 const PLAYERS: [&str; 3] = ["a", "b", "ab"];
 const NODES: [(&str, i64); 3] = [("x", 1), ("y", 4), ("xy", 9)];
 const NOW: u64 = 1000;
+
+/// `make soak` sets more.
+fn histories() -> u32 {
+    std::env::var("ACCOLADE_MODEL_HISTORIES").map_or(340, |text| text.parse().expect("a number"))
+}
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -111,6 +119,12 @@ struct Tested {
     start: Cursor,
 }
 
+/// In memory where there is such a folder: it takes a third of the time, and what a disk may do to
+/// a store is for other tests.
+fn make_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 fn open(dir: &tempfile::TempDir) -> SledStore {
     SledStore::open(dir.path(), 1 << 20, TestClock::at(NOW)).unwrap()
 }
@@ -121,7 +135,7 @@ impl StateMachineTest for Tested {
 
     fn init_test(_: &Model) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let dir = tempfile::tempdir().unwrap();
+        let dir = make_dir();
         let store = open(&dir);
         let start = runtime.block_on(store.feed_bounds(&title("t"))).unwrap().oldest;
         Self { runtime, dir, store: Some(store), start }
@@ -174,7 +188,7 @@ impl StateMachineTest for Tested {
 
 prop_state_machine! {
     #![proptest_config(ProptestConfig {
-        cases: 200,
+        cases: histories(),
         max_shrink_iters: 200,
         failure_persistence: None,
         ..ProptestConfig::default()

@@ -3,8 +3,8 @@
 //!
 //! One span a request, named and attributed by OpenTelemetry's conventions for RPC
 //! (<https://opentelemetry.io/docs/specs/semconv/rpc/grpc/>), below the caller's where it sends a
-//! `traceparent`. No id of a title or player is in it. Which requests are sampled, and how many spans
-//! wait, the SDK's own variables say (`OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`).
+//! `traceparent`. No id of a title or player is in it. Which requests are sampled, and how many
+//! spans wait, the SDK's own variables say (`OTEL_TRACES_SAMPLER`, `OTEL_BSP_…`).
 
 use thiserror::Error;
 use tracing::Metadata;

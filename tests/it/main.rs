@@ -15,13 +15,19 @@ mod catalog;
 mod command_line;
 #[cfg(feature = "failpoints")]
 mod crash_points;
+mod crowds;
+mod deadlines;
 #[cfg(target_os = "linux")]
 mod disk_faults;
 mod documents;
 mod durability;
+mod handshakes;
 mod lifecycle;
 mod linear;
+mod log_lines;
 mod metrics;
+mod network;
+mod pauses;
 #[cfg(target_os = "linux")]
 mod power_cut;
 #[cfg(all(target_os = "linux", feature = "failpoints"))]
@@ -31,5 +37,7 @@ mod stream_set;
 mod tls;
 #[cfg(any(target_os = "linux", feature = "failpoints"))]
 mod told;
+#[cfg(feature = "otel")]
+mod traces;
 mod upgrade;
 mod watch;

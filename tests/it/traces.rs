@@ -77,7 +77,10 @@ async fn a_collector_gets_each_request_below_its_callers_span_and_without_ids() 
     spans.sort_by_key(code);
     let [failed, stored] = &spans[..] else { panic!("{spans:?}") };
     assert_eq!([code(failed), code(stored)], ["NOT_FOUND", "OK"]);
-    assert_eq!([&stored.trace_id, &stored.parent_span_id].map(|id| HEXLOWER.encode(id)), [TRACE, PARENT]);
+    assert_eq!(
+        [&stored.trace_id, &stored.parent_span_id].map(|id| HEXLOWER.encode(id)),
+        [TRACE, PARENT]
+    );
     assert!(failed.parent_span_id.is_empty(), "{failed:?}");
     for span in &spans {
         assert_eq!((span.name.as_str(), text(span, "rpc.method").as_str()), (SET, SET));

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use accolade::proto::v1::{
-    ListCompletionsRequest, WatchCompletionsRequest, set_achievement_storage_request::Change,
-    watch_completions_response::Event,
+    ListCompletionsRequest, WatchCompletionsRequest, watch_completions_response::Event,
 };
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -284,57 +283,4 @@ async fn watches_end_with_unavailable_and_a_cursor_when_the_server_stops() {
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "DRAINING"));
     assert_eq!(status.get_details_error_info().unwrap().metadata["cursor"], cursors[1]);
     assert!(subject.server.wait().await.success());
-}
-
-/// Everybody loses the connection at once, comes back at once, and misses nothing.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_storm_of_reconnects_loses_nothing_and_takes_no_memory() {
-    const SUBSCRIBERS: usize = 1000;
-    const OF_A_CONNECTION: usize = 100;
-    const ROUNDS: usize = 10;
-    const COMPLETIONS: usize = 5;
-    let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(&dir.path().join("data"), &[]);
-    let mut client = server.storage().await;
-    let mut cursors = vec![String::new(); SUBSCRIBERS];
-    let mut memory = Vec::new();
-    for round in 0..ROUNDS {
-        let players: Vec<_> = (0..COMPLETIONS).map(|n| format!("r{round}-{n}")).collect();
-        for player in &players {
-            let mut finish = delta("demo", player, "chef", 1);
-            finish.change = Some(Change::Finish(true));
-            set(&mut client, finish).await;
-        }
-        let mut storm = tokio::task::JoinSet::new();
-        let mut storm_client = server.completions().await;
-        for (place, after) in cursors.iter().enumerate() {
-            let (title, after) = ("demo".to_owned(), Some(after.clone()));
-            let request = WatchCompletionsRequest { title, after, ..Default::default() };
-            if place % OF_A_CONNECTION == 0 {
-                storm_client = server.completions().await;
-            }
-            let mut client = storm_client.clone();
-            storm.spawn(async move {
-                let mut stream = client.watch_completions(request).await.unwrap().into_inner();
-                let (mut heard, mut cursor) = (Vec::new(), String::new());
-                while heard.len() < COMPLETIONS {
-                    let message = tokio::time::timeout(PATIENCE, stream.message()).await;
-                    let message = message.expect("a completion comes in time").unwrap().unwrap();
-                    if let Some(Event::Completion(completion)) = message.event {
-                        heard.push(completion.player_id);
-                        cursor = completion.cursor;
-                    }
-                }
-                (place, heard, cursor)
-            });
-        }
-        for (place, heard, cursor) in storm.join_all().await {
-            assert_eq!(heard, players, "subscriber {place} in round {round}");
-            cursors[place] = cursor;
-        }
-        memory.push(server.memory());
-    }
-    // The first rounds fill pools and caches.
-    let (early, late) = (memory[ROUNDS / 2], memory[ROUNDS - 1]);
-    assert!(late < early + early / 10 + (8 << 20), "memory grows: {memory:?}");
 }

@@ -46,6 +46,7 @@ pub(super) fn start(
     let watched: [Weak<Mutex<_>>; 2] = stopwatches.map(|watch| Arc::downgrade(&watch.0));
     let poison = poison.downgrade();
     let work = move || {
+        let (mut last, mut watched_for) = (None, Duration::ZERO);
         while let Some(poison) = poison.upgrade() {
             if poison.is_set() {
                 return;
@@ -56,7 +57,14 @@ pub(super) fn start(
             {
                 return poison.set(&cause);
             }
-            if began.is_some_and(|began| began.elapsed() > commit_time_max) {
+            // Counted here and not by the clock: a process or machine that was paused has not been
+            // at work meanwhile, and its disk has not failed.
+            watched_for = match began.is_some() && began == last {
+                true => watched_for + FAILURE_POLL,
+                false => Duration::ZERO,
+            };
+            last = began;
+            if watched_for > commit_time_max {
                 return poison.set("a commit does not end");
             }
             drop(poison);
