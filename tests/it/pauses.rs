@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    process::Command,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,7 +18,7 @@ use accolade::proto::v1::{
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tonic::{Code, Request, Streaming};
 
-use crate::support::{BINARY, PATIENCE, Server, StorageClient, delta, get, say};
+use crate::support::{PATIENCE, Server, StorageClient, delta, get, say};
 
 const TITLE: &str = "t";
 const WRITERS: usize = 8;
@@ -128,8 +127,8 @@ impl Room {
             tokio::time::sleep(REST).await;
         }
         // All that its record remembers is known as such, and not counted again.
-        let counted = (0..written.ids + written.completed.len()).filter(|n| n % 4 != 3);
-        for n in counted.rev().take(REMEMBERED) {
+        let own = (0..written.ids + written.completed.len()).filter(|n| n % 4 != 3);
+        for n in own.rev().take(REMEMBERED) {
             let request_id = format!("w{writer}-{n}");
             let request =
                 SetAchievementStorageRequest { request_id, ..delta(TITLE, &counter, "n", 1) };
@@ -335,7 +334,7 @@ async fn a_long_pause_in_the_middle_of_a_commit_ends_no_writes() {
     const COMMIT_TIME_MAX: Duration = Duration::from_secs(30);
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
-    let mut command = Command::new(BINARY);
+    let mut command = std::process::Command::new(crate::support::BINARY);
     command.args(["serve", "--listen=127.0.0.1:0", "--data"]).arg(&data);
     command.env("FAILPOINTS", "before-sync=sleep(200)");
     let server = Server::run(command, &data.with_extension("log")).unwrap();

@@ -74,8 +74,9 @@ pub use verify::Report;
 /// than its deadline.
 const QUEUE_JOBS_MAX: usize = 4096;
 
-/// Most bytes of completions in one answer of [`Store::completions`], but for its last.
-const PAGE_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of completions in one answer of [`Store::completions`], but for its last. A subscriber
+/// that stops reading holds as much.
+const PAGE_BYTES_MAX: usize = 64 << 10;
 
 /// See the module.
 pub struct SledStore {
