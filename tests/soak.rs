@@ -9,6 +9,7 @@
 //! Retention keeps the feed short. Once a second, the server is looked at from outside.
 //!
 //! `ACCOLADE_SOAK_SECONDS` sets how long; 60 unless given.
+#![allow(clippy::cast_precision_loss, reason = "bytes and counts are far below 2^52")]
 
 #[path = "support/mod.rs"]
 mod support;
@@ -111,12 +112,12 @@ async fn main() {
     let warming = Duration::from_secs(seconds / 10 + 2);
     let mut versions = fill(&server).await;
     let closed = load(&server, "warm", warming, None, &mut versions).await;
-    let sampler = tokio::spawn(sample(server.pid(), data.clone(), stopped));
+    let looking = tokio::spawn(sample(server.pid(), data.clone(), stopped));
     let time = Duration::from_secs(seconds);
     let rates = Rates { calls: closed.calls * LOAD, stream_sets: closed.stream_sets * LOAD };
     let open = load(&server, "load", time, Some(rates), &mut versions).await;
     stop.send_replace(true);
-    let samples = sampler.await.expect("the server runs");
+    let samples = looking.await.expect("the server runs");
     let received = subscriber.await.expect("the subscriber saw nothing wrong");
 
     let completions: BTreeSet<_> =
@@ -466,7 +467,7 @@ fn logical_bytes(versions: &Versions) -> u64 {
     bytes.sum()
 }
 
-/// How much more the value is at the end than at the beginning, on the straight line that fits best.
+/// How much more the value is at the end than at the beginning, on the straight line that fits.
 fn growth(samples: &[Sample], value: fn(&Sample) -> f64) -> f64 {
     let count = samples.len() as f64;
     let mean = samples.iter().map(value).sum::<f64>() / count;

@@ -326,8 +326,8 @@ async fn a_pause_counts_nothing_twice_and_leaves_no_hole() {
 
 /// Goal: a pause is no failure of the disk, however long it is.
 ///
-/// Method: each sync takes a while, so that the server stands still in the middle of one, for longer
-/// than a commit may take.
+/// Method: each sync takes a while, so that the server stands still in the middle of one, and that
+/// for longer than a commit may take.
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_pause_in_the_middle_of_a_commit_ends_no_writes() {
