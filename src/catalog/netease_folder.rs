@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 
 use super::{
     json,
-    source::{Entry, Mistakes, Rename, line_of, read_file},
+    source::{Entry, Lines, Mistakes, Rename, read_file},
 };
 use crate::domain::DEFINITIONS_MAX;
 
@@ -55,10 +55,10 @@ fn entry(path: &Path, mistakes: &mut Mistakes) -> Option<Entry> {
     let text = text.trim_start_matches('\u{feff}');
     match serde_json::from_str::<&RawValue>(text) {
         Ok(piece) => {
-            let entry = json::object(text, piece, Some(path), mistakes)?;
+            let entry = json::object(&Lines::new(text), piece, Some(path), mistakes)?;
             let has_id = entry.fields.iter().any(|field| field.name == "node_ID");
             if !has_id {
-                mistakes.add(Some(path), line_of(text, 0), "`node_ID` is missing");
+                mistakes.add(Some(path), 1, "`node_ID` is missing");
             }
             has_id.then_some(entry)
         }

@@ -193,10 +193,22 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
-/// The line in which a byte stands, counted from 1.
-pub(super) fn line_of(text: &str, byte: usize) -> usize {
-    let before = text.get(..byte).unwrap_or(text);
-    before.bytes().filter(|byte| *byte == b'\n').count() + 1
+/// A text that knows its lines.
+pub(super) struct Lines<'a> {
+    pub(super) text: &'a str,
+    /// Where they end.
+    ends: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    pub(super) fn new(text: &'a str) -> Self {
+        Self { text, ends: text.match_indices('\n').map(|(end, _)| end).collect() }
+    }
+
+    /// The line in which a byte stands, counted from 1.
+    pub(super) fn at(&self, byte: usize) -> usize {
+        self.ends.partition_point(|end| *end < byte) + 1
+    }
 }
 
 impl fmt::Display for CatalogFileError {

@@ -12,6 +12,9 @@ use crate::{
     proto::rows::{CatalogRow, CompletionRow, DefinitionRow, RecordRow, RememberedRow},
 };
 
+/// Versions and times are int64 in the API.
+const NUMBER_MAX: u64 = i64::MAX as u64;
+
 /// A record and where its completion stands in the feed; sequence 0 while not completed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct StoredRecord {
@@ -37,7 +40,9 @@ impl StoredRecord {
         let completed = row.completed_at != 0;
         let agrees = completed == (row.completed_version != 0)
             && completed == (row.completion_sequence != 0);
-        let in_range = row.version > 0 && row.completed_version <= row.version;
+        let in_range = (1..=NUMBER_MAX).contains(&row.version)
+            && row.completed_version <= row.version
+            && row.completed_at <= NUMBER_MAX;
         if !(agrees && in_range) {
             return None;
         }
@@ -47,6 +52,10 @@ impl StoredRecord {
             extra: Extra::stored(&row.extra),
             version: Version::stored(row.version),
         };
+        let versions = || row.remembered.iter().map(|past| past.version);
+        if !versions().is_sorted_by(|a, b| a < b) || versions().any(|it| it > row.version) {
+            return None;
+        }
         let remembered: Option<Vec<_>> = row.remembered.iter().map(remembered_from_row).collect();
         let record = Record {
             state,
@@ -98,6 +107,10 @@ pub(super) fn completion_from_row(
     title: Title,
     cursor: Cursor,
 ) -> Option<Completion> {
+    let numbers = [row.completed_at, row.version];
+    if numbers.iter().any(|number| !(1..=NUMBER_MAX).contains(number)) {
+        return None;
+    }
     let definition = definition_from_row(row.definition.as_ref()?)?;
     let root_id = NodeId::parse(&row.root_id).ok()?;
     let player = PlayerId::parse(&row.player_id).ok()?;
