@@ -20,8 +20,8 @@ pub use traces::{Traces, TracesError, answered, request_span};
 
 type AnyLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// Starts logging and tracing for this process. Traces go on until what this gives is dropped, which
-/// sends those that are left.
+/// Starts logging and tracing for this process. Traces go on until what this gives is dropped,
+/// which sends those that are left.
 ///
 /// # Errors
 ///

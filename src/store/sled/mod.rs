@@ -1,7 +1,8 @@
 //! The store on one machine: sled 0.34.7, inside the bounds in which it survives a power cut.
 //!
-//! Rooms: `open` (creation, hygiene; with `folder`, `ballast` and `mark`) → `verify` → [`SledStore`]; writes go through `commit`
-//! and then `publish`, reads through `view`; `keys`, `frame` and `rows` are the format on disk.
+//! Rooms: `open` (creation, hygiene; with `folder`, `ballast`, `mark`) → `verify` → [`SledStore`];
+//! writes go through `commit` and then `publish`, and end with `poison`; reads go through `view`;
+//! `keys`, `frame` and `rows` are the format on disk.
 
 mod ballast;
 mod bounds;
@@ -74,8 +75,8 @@ pub use verify::Report;
 /// than its deadline.
 const QUEUE_JOBS_MAX: usize = 4096;
 
-/// Most bytes of completions in one answer of [`Store::completions`], but for its last. A subscriber
-/// that stops reading holds as much.
+/// Most bytes of completions in one answer of [`Store::completions`], but for its last. A
+/// subscriber that stops reading holds as much.
 const PAGE_BYTES_MAX: usize = 64 << 10;
 
 /// See the module.
