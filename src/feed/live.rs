@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Batches kept for subscribers that are a little behind; one that everybody has is not kept. A
-/// batch holds at most a page of the store (1 MiB) and its messages.
+/// batch holds at most a page of the store (64 KiB) and its messages.
 pub(super) const BATCHES: usize = 32;
 
 /// Most completions of one batch.
