@@ -60,13 +60,13 @@ const CACHE_BYTES: &str = "4194304";
 /// How much more memory there may be at the end of the second half than at its beginning, on a
 /// straight line through all samples: so much do allocator and caches move up and down by
 /// themselves. A night finds what loses a byte an operation.
-const MEMORY_GROWTH_BYTES_MAX: f64 = (16 << 20) as f64;
+const MEMORY_GROWTH_BYTES_MAX: f64 = (48 << 20) as f64;
 /// As much for files: some connections are just being closed.
 const FILES_GROWTH_MAX: f64 = 4.0;
 
 const SEGMENT_BYTES: u64 = 8 << 20;
 /// `ballast`, the room for opening on a full disk.
-const BALLAST_BYTES: u64 = 2 * SEGMENT_BYTES;
+const BALLAST_BYTES: u64 = 4 * SEGMENT_BYTES;
 /// Segments that sled takes however little it stores: it fills new ones while it moves what is left
 /// in old ones, and takes those again only after a sync. 7 were seen, with any number of sets.
 const SEGMENTS: u64 = 8;
