@@ -10,17 +10,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// After a drain, how long connections that did not finish may hold the process.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_millis(500);
 
-/// Threads that read the store beside the runtime's own. Each may hold a page of the feed, and has
-/// memory of its own, so a crowd that catches up at once waits for one of these.
-const READING_THREADS_MAX: usize = 32;
-
 fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     let _scenario = fail::FailScenario::setup();
     let command = cli::parse();
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.enable_all().max_blocking_threads(READING_THREADS_MAX);
-    let runtime = match runtime.build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("accolade: no runtime: {error}");

@@ -96,9 +96,10 @@ where
         }
         let asked = grpc_timeout(request.headers()).unwrap_or(Duration::MAX);
         let limit = asked.min(self.request_time_max);
-        let is_tonics = request.uri().path().starts_with(REFLECTION);
-        let revoked = request.extensions().get::<Caller>().and_then(Caller::revoked);
-        let revoked = revoked.filter(|_| is_tonics).cloned();
+        let revoked = match request.uri().path().starts_with(REFLECTION) {
+            true => request.extensions().get::<Caller>().and_then(Caller::revoked).cloned(),
+            false => None,
+        };
         // A stream's answer is there as soon as its first headers are, so this bounds its start.
         // The time begins now, and not when the future is first polled: tonic keeps the caller's
         // deadline too, around this layer and without a reason in its status.

@@ -77,7 +77,7 @@ fn every_fault_and_abuse_stands_in_guarantees() {
     }
 }
 
-/// Every size that can be raised is raised at night, and the other way round.
+/// What is raised at night is read by a test, and told to operators.
 #[test]
 fn every_size_of_a_test_stands_in_the_makefile_and_in_guarantees() {
     let mut code = String::new();

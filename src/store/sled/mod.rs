@@ -79,6 +79,10 @@ const QUEUE_JOBS_MAX: usize = 4096;
 /// subscriber that stops reading holds as much.
 const PAGE_BYTES_MAX: usize = 64 << 10;
 
+/// Reads of the tree at once. Each takes a thread, with memory of its own and what it has read: a
+/// crowd that catches up with a feed waits for its turn, and leaves threads for other work.
+const READS_MAX: usize = 32;
+
 /// See the module.
 pub struct SledStore {
     view: Arc<DurableView>,
@@ -91,6 +95,8 @@ pub struct SledStore {
     threads: Vec<JoinHandle<()>>,
     /// One permit for whoever reads every record of a title.
     counting: Arc<Semaphore>,
+    /// One permit for each of [`READS_MAX`].
+    reading: Arc<Semaphore>,
     /// Dropped last: the folder is ours until sled has closed.
     _lock: File,
 }
@@ -173,8 +179,9 @@ impl SledStore {
             start_thread("publisher", move || handover.run(groups)),
         ];
         let counting = Arc::new(Semaphore::new(1));
+        let reading = Arc::new(Semaphore::new(READS_MAX));
         let jobs = Some(jobs);
-        Self { view, feeds, cursors, poison, jobs, threads, counting, _lock: opened.lock }
+        Self { view, feeds, cursors, poison, jobs, threads, counting, reading, _lock: opened.lock }
     }
 
     /// Hands a job to the committer. Whoever stops waiting afterwards does not stop the job.
@@ -220,8 +227,15 @@ impl SledStore {
         &self,
         work: impl FnOnce(&DurableView) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        let permit = self.reading.clone().acquire_owned().await;
+        let permit = permit.map_err(|error| StoreError::Failed(error.to_string()))?;
         let view = self.view.clone();
-        let done = spawn_blocking(move || work(&view)).await;
+        // The work goes on where the caller has gone, and keeps its permit until it is done.
+        let done = spawn_blocking(move || {
+            let _permit = permit;
+            work(&view)
+        });
+        let done = done.await;
         done.map_err(|error| StoreError::Failed(error.to_string()))?
     }
 }

@@ -83,8 +83,13 @@ fn open_or_make(dir: &Path, lock: File, cache_bytes: u64) -> Result<Opened, Open
     ballast::make_room(dir).map_err(at(dir))?;
     let mark = mark::path(dir);
     if mark::is_distrusted(&mark).map_err(at(&mark))? {
-        tracing::warn!(?store, "a write failed before the last stop: writing everything back");
-        write_back(&store)?;
+        if store.exists() {
+            tracing::warn!(?store, "a write failed before the last stop: writing everything back");
+            // A sled that is just closing must not write what is overwritten here.
+            let log = store.join("db");
+            wait_until_closed(&File::open(&log).map_err(at(&log))?, &store)?;
+            write_back(&store)?;
+        }
         mark::trust(&mark).map_err(at(&mark))?;
     }
     if !store.exists() {
