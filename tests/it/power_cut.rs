@@ -23,6 +23,9 @@ const CATALOG_PAUSE: Duration = Duration::from_millis(100);
 /// Each snapshot is cut in each of these ways.
 const CUTS: [Cut; 3] = [Cut::Drop, Cut::Subset, Cut::Torn];
 
+/// While a folder opens, names change as well.
+const CUTS_OF_A_START: [Cut; 4] = [Cut::Drop, Cut::Names, Cut::Subset, Cut::Torn];
+
 /// `make soak` sets more.
 fn snapshots() -> usize {
     std::env::var("ACCOLADE_POWER_CUTS").map_or(120, |text| text.parse().expect("a number"))
@@ -53,7 +56,8 @@ async fn start_under_cuts(
     let starting = std::thread::spawn(move || Server::run(command, &log));
     let mut states = Vec::new();
     while !starting.is_finished() {
-        states.push(disk.snapshot().cut(CUTS[states.len() % CUTS.len()], random));
+        let cut = CUTS_OF_A_START[states.len() % CUTS_OF_A_START.len()];
+        states.push(disk.snapshot().cut(cut, random));
         tokio::time::sleep(Duration::from_millis(random.u64(1..20))).await;
     }
     (starting.join().unwrap(), states)

@@ -199,6 +199,8 @@ impl Counts {
 pub enum Cut {
     /// Everything.
     Drop,
+    /// Names only: all bytes are there.
+    Names,
     /// Random pages, sizes, and names since a random moment. Some files lose all, some nothing.
     Subset,
     /// As `Subset`, and pages are torn at sectors of 512 bytes.
@@ -213,7 +215,10 @@ impl Snapshot {
     /// What is there when the power comes back.
     pub fn cut(&self, how: Cut, random: &mut fastrand::Rng) -> State {
         let Contents { nodes, durable, pending } = &self.0;
-        let more = if how == Cut::Drop { 0 } else { random.usize(..=pending.len()) };
+        let more = match how {
+            Cut::Drop | Cut::Names => 0,
+            Cut::Subset | Cut::Torn => random.usize(..=pending.len()),
+        };
         let tree = pending[..more].last().map_or(durable, |change| &change.tree);
         let files = tree.values().filter_map(|node| Some((*node, nodes.get(node)?.file.as_ref()?)));
         let files = files.map(|(node, file)| (node, file.cut(how, random))).collect();

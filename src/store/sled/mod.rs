@@ -14,14 +14,14 @@ mod feeds;
 mod folder;
 mod frame;
 mod keys;
+#[allow(unsafe_code, reason = "defines C functions; the one unsafe module")]
+mod libc_calls;
 mod mark;
 mod open;
 mod poison;
 mod publish;
 mod read;
 mod rows;
-#[allow(unsafe_code, reason = "defines a C function; the one unsafe module")]
-mod sync_file_range;
 mod verify;
 mod view;
 mod watchdog;

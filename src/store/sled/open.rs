@@ -35,8 +35,8 @@ use super::{
     folder::{create_dir, files, read_files, remove_dir, sync_dir, sync_tree, write_back},
     frame,
     keys::Key,
+    libc_calls,
     mark::{self, DISTRUST_UNTOLD, Mark},
-    sync_file_range,
     verify::{Report, verify},
     watchdog::FAILURE_POLL,
 };
@@ -109,9 +109,9 @@ fn open_or_make(dir: &Path, lock: File, cache_bytes: u64) -> Result<Opened, Open
     let open_count = opened.row.open_count + 1;
     // The changes are what verify found; a store of a version that did not count begins here.
     let row = StoreRow { open_count, changes: opened.report.changes, ..opened.row };
-    let calls = sync_file_range::calls();
+    let syncs = libc_calls::syncs();
     write_store_row(db, config, row).map_err(failed)?;
-    if cfg!(target_os = "linux") && sync_file_range::calls() == calls {
+    if cfg!(target_os = "linux") && libc_calls::syncs() == syncs {
         return Err(OpenError::NotSynced);
     }
     crash_point!("counted");
