@@ -130,6 +130,25 @@ async fn a_write_or_sync_that_fails_ends_writes_and_loses_nothing() {
     say(&format!("{failures} failures, {} answered sets are there", all.len()));
 }
 
+/// The system tells of a write that failed only once. Here sled hears of it while nobody waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_that_fails_while_nothing_is_set_ends_writes() {
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(disk) = mount(&folder) else { return };
+    let server = start(&disk, &scratch.path().join("log")).unwrap();
+    let mut client = server.storage().await;
+    let (answered, failure) = set_until_failure(&mut client, 0, 20).await;
+    assert!(failure.is_none(), "{failure:?}");
+    let fail = Some(Fail { call: Call::Sync, nth: 1, errno: libc::EIO, forever: false });
+    disk.set_faults(Faults { fail, ..Faults::default() });
+    let started = Instant::now();
+    while server.admin("/readyz").0 != "HTTP/1.1 503 Service Unavailable" {
+        assert!(started.elapsed() < PATIENCE, "nothing was noticed: {}", server.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    expect_poisoned(&server, &mut client, &answered).await;
+}
+
 /// What a failed sync should have saved can still be read: the next start sees it in memory only.
 /// So it must be saved then, or everything that is written behind it is lost with the power.
 #[tokio::test(flavor = "multi_thread")]

@@ -1,19 +1,22 @@
 //! Makes what sled writes last when sled believes that it does.
 //!
-//! This module defines two functions of the C library for the whole program, because sled 0.34.7
-//! asks too little of the system. [`syncs`] lets the store check at start that sled really comes
-//! here.
+//! This module defines functions of the C library for the whole program, because sled 0.34.7 asks
+//! too little of the system. [`syncs`] lets the store check at start that sled really comes here.
 //!
 //! - `sync_file_range` is what sled calls after each write to its log. That call starts write-back
 //!   but neither waits for the disk's cache nor saves the file's size, so it promises nothing at a
 //!   power cut, although sled decides by it which segments it may use again. Here it means
 //!   `fdatasync`.
+//! - `fsync` is what sled's flusher calls, twice a second. The system tells a failed write once, to
+//!   whoever syncs next: here perhaps the flusher, which goes on, and the sync after it finds
+//!   nothing wrong. Here no sync of the log succeeds after one that failed: see [`LogSyncs`].
 //! - `rename` is how sled, while it opens, puts a new snapshot in the place of the old one; then it
 //!   fills unused segments with zeroes. If a power cut kept the zeroes and the old snapshot, sled
 //!   would miss a segment near the end of its log, and take the log for empty. Here the name lasts
 //!   before `rename` returns.
 
 use std::{
+    collections::BTreeMap,
     ffi::{CStr, OsStr, c_char},
     fs::File,
     io,
@@ -21,17 +24,87 @@ use std::{
     os::{
         fd::{FromRawFd, RawFd},
         raw::{c_int, c_uint},
-        unix::ffi::OsStrExt,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
+
+use parking_lot::{Mutex, RwLock};
 
 static SYNCS: AtomicU64 = AtomicU64::new(0);
 
 /// How often sled has synced its log in this process.
 pub(super) fn syncs() -> u64 {
     SYNCS.load(Ordering::SeqCst)
+}
+
+/// Device and inode.
+type FileId = (u64, u64);
+
+static LOGS: Mutex<BTreeMap<FileId, Arc<Syncs>>> = Mutex::new(BTreeMap::new());
+
+#[derive(Default)]
+struct Syncs {
+    flushes: AtomicU64,
+    /// Held for writing by `fsync`, for reading by `sync_file_range`: a sync that begins after one
+    /// that failed knows of it.
+    failed: RwLock<bool>,
+}
+
+/// The syncs of one log, from now on until this is dropped.
+pub(super) struct LogSyncs {
+    id: FileId,
+    syncs: Arc<Syncs>,
+}
+
+// === impl LogSyncs ===
+
+impl LogSyncs {
+    pub(super) fn of(log: &File) -> io::Result<Self> {
+        let (id, syncs) = (file_id(log)?, Arc::<Syncs>::default());
+        LOGS.lock().insert(id, Arc::clone(&syncs));
+        Ok(Self { id, syncs })
+    }
+
+    /// How often sled's flusher came by.
+    pub(super) fn flushes(&self) -> u64 {
+        self.syncs.flushes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a sync of the flusher has failed; does not wait for one that is under way.
+    pub(super) fn have_failed(&self) -> bool {
+        self.syncs.failed.try_read().is_some_and(|failed| *failed)
+    }
+}
+
+impl Drop for LogSyncs {
+    fn drop(&mut self) {
+        let mut logs = LOGS.lock();
+        // The same file may have been opened anew meanwhile.
+        if logs.get(&self.id).is_some_and(|syncs| Arc::ptr_eq(syncs, &self.syncs)) {
+            logs.remove(&self.id);
+        }
+    }
+}
+
+fn file_id(file: &File) -> io::Result<FileId> {
+    file.metadata().map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
+fn syncs_of(file: &File) -> Option<Arc<Syncs>> {
+    LOGS.lock().get(&file_id(file).ok()?).cloned()
+}
+
+/// # Safety
+///
+/// The caller owns `fd` and keeps it open for as long as the result is used.
+unsafe fn borrow(fd: RawFd) -> ManuallyDrop<File> {
+    // SAFETY: as the caller promises; `ManuallyDrop` keeps us from closing it.
+    ManuallyDrop::new(unsafe { File::from_raw_fd(fd) })
 }
 
 /// Takes the place of the C library's function of this name.
@@ -41,10 +114,37 @@ extern "C" fn sync_file_range(fd: RawFd, _offset: i64, _bytes: i64, _flags: c_ui
     // A test takes the sync away, to see that tests of power cuts miss it.
     #[cfg(feature = "failpoints")]
     fail::fail_point!("no-sync", |_| 0);
-    // SAFETY: the caller owns `fd` and keeps it open for the length of this call; `ManuallyDrop`
-    // keeps us from closing it.
-    let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
-    result(file.sync_data())
+    // SAFETY: sled keeps its log open for the length of this call.
+    let log = unsafe { borrow(fd) };
+    let syncs = syncs_of(&log);
+    let failed = syncs.as_ref().map(|syncs| syncs.failed.read());
+    let lost = || Err(io::Error::from_raw_os_error(libc::EIO));
+    let done = if failed.as_deref() == Some(&true) { lost() } else { log.sync_data() };
+    drop(failed);
+    result(done)
+}
+
+/// Takes the place of the C library's function of this name.
+#[cfg(target_os = "linux")]
+#[unsafe(no_mangle)]
+extern "C" fn fsync(fd: RawFd) -> c_int {
+    // SAFETY: whoever syncs a file keeps it open for the length of this call.
+    let file = unsafe { borrow(fd) };
+    let syncs = syncs_of(&file);
+    let mut failed = syncs.as_ref().map(|syncs| syncs.failed.write());
+    // SAFETY: the call takes any number, and refuses what is no descriptor.
+    let done = match unsafe { libc::syscall(libc::SYS_fsync, fd) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    if let Some(failed) = &mut failed {
+        **failed |= done.is_err();
+    }
+    drop(failed);
+    if let Some(syncs) = syncs {
+        syncs.flushes.fetch_add(1, Ordering::Relaxed);
+    }
+    result(done)
 }
 
 /// Takes the place of the C library's function of this name.
@@ -68,7 +168,19 @@ unsafe extern "C" fn rename(old: *const c_char, new: *const c_char) -> c_int {
     result(File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all()))
 }
 
-/// What the C library returns. On failure `errno` is still that of the call that failed.
+/// What the C library returns, with the error in `errno`.
 fn result(done: io::Result<()>) -> c_int {
-    if done.is_ok() { 0 } else { -1 }
+    let Err(error) = done else { return 0 };
+    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+    #[cfg(target_os = "linux")]
+    // SAFETY: gives a place of this thread's own.
+    unsafe {
+        *libc::__errno_location() = errno;
+    }
+    #[cfg(target_os = "macos")]
+    // SAFETY: as above.
+    unsafe {
+        *libc::__error() = errno;
+    }
+    -1
 }

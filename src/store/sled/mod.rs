@@ -51,11 +51,12 @@ use self::{
     commit::{Committer, Job},
     feeds::Feeds,
     keys::Key,
+    libc_calls::LogSyncs,
     poison::Poison,
     publish::{Handover, Publisher, SyncLog},
     read::{damaged, failed, read_completion},
     view::{DurableView, Records, share_out},
-    watchdog::{COMMIT_TIME_MAX, Stopwatch},
+    watchdog::{COMMIT_TIME_MAX, Stopwatch, sled_failure},
 };
 use super::{
     Answered, CatalogError, FeedBounds, FeedError, Retention, Store, StoreError, StoreHealth,
@@ -97,6 +98,8 @@ pub struct SledStore {
     counting: Arc<Semaphore>,
     /// One permit for each of [`READS_MAX`].
     reading: Arc<Semaphore>,
+    /// Once one has failed, none may succeed while the store is open.
+    _syncs: Arc<LogSyncs>,
     /// Dropped last: the folder is ours until sled has closed.
     _lock: File,
 }
@@ -146,10 +149,9 @@ impl SledStore {
         let mark = opened.mark.map(Arc::new);
         let poison = Poison::new(mark.clone());
         let (applying, syncing) = (Stopwatch::default(), Stopwatch::default());
-        let config = opened.config;
-        let failure = move || config.global_error().err().map(|error| error.to_string());
-        let watched = [&applying, &syncing];
-        watchdog::start(watched, &poison, commit_time_max, failure);
+        let syncs = Arc::new(opened.syncs);
+        let failure = sled_failure(opened.config, Arc::clone(&syncs), commit_time_max);
+        watchdog::start([&applying, &syncing], &poison, commit_time_max, failure);
 
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS_MAX);
         let (publisher, groups) = std::sync::mpsc::sync_channel(0);
@@ -181,7 +183,18 @@ impl SledStore {
         let counting = Arc::new(Semaphore::new(1));
         let reading = Arc::new(Semaphore::new(READS_MAX));
         let jobs = Some(jobs);
-        Self { view, feeds, cursors, poison, jobs, threads, counting, reading, _lock: opened.lock }
+        Self {
+            view,
+            feeds,
+            cursors,
+            poison,
+            jobs,
+            threads,
+            counting,
+            reading,
+            _syncs: syncs,
+            _lock: opened.lock,
+        }
     }
 
     /// Hands a job to the committer. Whoever stops waiting afterwards does not stop the job.

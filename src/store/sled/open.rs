@@ -35,7 +35,7 @@ use super::{
     folder::{create_dir, files, read_files, remove_dir, sync_dir, sync_tree, write_back},
     frame,
     keys::Key,
-    libc_calls,
+    libc_calls::{self, LogSyncs},
     mark::{self, DISTRUST_UNTOLD, Mark},
     verify::{Report, verify},
     watchdog::FAILURE_POLL,
@@ -45,6 +45,11 @@ use crate::{proto::rows::StoreRow, store::StoreError};
 /// How long to wait for another process to let go of the folder: one that is just stopping.
 const LOCK_ATTEMPTS: u32 = 200;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// How often sled's flusher comes by; sled's own default. It writes and syncs, which each group has
+/// done already, and for at most half of this time it empties segments of which little is still
+/// used. Nothing else in sled keeps up with records that are overwritten.
+const FLUSH_MILLIS: u64 = 500;
 
 /// A data folder that is open and sound.
 pub(super) struct Opened {
@@ -56,6 +61,8 @@ pub(super) struct Opened {
     pub(super) mark: Option<Mark>,
     /// Our own handle to sled's log, to sync it.
     pub(super) log: File,
+    /// What became of sled's syncs.
+    pub(super) syncs: LogSyncs,
     /// sled's own folder.
     pub(super) store: PathBuf,
     /// Dropped last: the folder is ours until sled has closed.
@@ -109,9 +116,9 @@ fn open_or_make(dir: &Path, lock: File, cache_bytes: u64) -> Result<Opened, Open
     let open_count = opened.row.open_count + 1;
     // The changes are what verify found; a store of a version that did not count begins here.
     let row = StoreRow { open_count, changes: opened.report.changes, ..opened.row };
-    let syncs = libc_calls::syncs();
+    let syncs_before = libc_calls::syncs();
     write_store_row(db, config, row).map_err(failed)?;
-    if cfg!(target_os = "linux") && libc_calls::syncs() == syncs {
+    if cfg!(target_os = "linux") && libc_calls::syncs() == syncs_before {
         return Err(OpenError::NotSynced);
     }
     crash_point!("counted");
@@ -142,6 +149,7 @@ fn open_existing(lock: File, store: PathBuf, cache_bytes: u64) -> Result<Opened,
     log.sync_data().map_err(at(&log_path))?;
     check_blobs(&store)?;
     crash_point!("before-sled");
+    let syncs = LogSyncs::of(&log).map_err(at(&log_path))?;
     let (db, config) = open_sled(&store, cache_bytes)?;
     crash_point!("recovered");
     log.sync_data().map_err(at(&log_path))?;
@@ -164,7 +172,7 @@ fn open_existing(lock: File, store: PathBuf, cache_bytes: u64) -> Result<Opened,
     let Some(row) = report.store.filter(|_| report.problems.is_empty()) else {
         return Err(OpenError::Damaged { path: store, problems: report.problems });
     };
-    Ok(Opened { db, config, report, row, mark: None, log, store, lock })
+    Ok(Opened { db, config, report, row, mark: None, log, syncs, store, lock })
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
@@ -254,7 +262,7 @@ fn try_open_sled(store: &Path, cache_bytes: u64) -> sled::Result<(Db, sled::Conf
         .path(store)
         .segment_size(SEGMENT_BYTES)
         .cache_capacity(cache_bytes)
-        .flush_every_ms(None)
+        .flush_every_ms(Some(FLUSH_MILLIS))
         .use_compression(false);
     let opened = catch_unwind(AssertUnwindSafe(|| config.open()))
         .unwrap_or_else(|panic| Err(sled::Error::ReportableBug(panic_text(&*panic))));

@@ -3,7 +3,7 @@
 
 use std::{fs, sync::mpsc as std_mpsc, time::Duration};
 
-use super::{bounds::GROUP_BYTES_MAX, *};
+use super::{bounds::GROUP_BYTES_MAX, watchdog::FAILURE_POLL, *};
 use crate::{
     domain::{Change, EpochSeconds, Verdict},
     store::ApplyError,
@@ -379,4 +379,21 @@ async fn opening_waits_for_a_store_that_is_just_closing() {
     let store = open(dir.path());
     closing.join().unwrap();
     assert_eq!(progress(&store, "p").await, None);
+}
+
+/// The flusher syncs the log each time that it comes by.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_flusher_that_does_not_come_back_is_noticed() {
+    let log = tempfile::tempfile().unwrap();
+    let syncs = Arc::new(LogSyncs::of(&log).unwrap());
+    let mut failure = sled_failure(::sled::Config::new(), syncs, 3 * FAILURE_POLL);
+    for _ in 0..3 {
+        assert_eq!(failure(), None);
+    }
+    log.sync_all().unwrap();
+    for _ in 0..4 {
+        assert_eq!(failure(), None);
+    }
+    assert_eq!(failure().as_deref(), Some("sled's flusher has ended"));
 }

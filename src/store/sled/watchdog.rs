@@ -2,10 +2,12 @@
 //!
 //! Some failures inside sled 0.34.7 are not told to whoever waits in `flush`: a write that fails on
 //! one of its threads sets an error but may wake nobody. The publisher would then wait for ever,
-//! with a store that looks healthy. So sled is asked for that error all the time, and a commit that
-//! takes too long without one counts as failed as well.
+//! with a store that looks healthy. And sled's flusher, which empties old segments, fails where nobody
+//! waits at all. So sled is asked for errors all the time, and a commit that takes too long without
+//! one counts as failed as well.
 
 use std::{
+    mem,
     sync::{Arc, Weak},
     thread,
     time::{Duration, Instant},
@@ -13,7 +15,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::poison::Poison;
+use super::{libc_calls::LogSyncs, poison::Poison};
 
 /// Longest call into sled for one group. A healthy one takes milliseconds, on a spinning disk under
 /// load seconds.
@@ -41,7 +43,7 @@ pub(super) fn start(
     stopwatches: [&Stopwatch; 2],
     poison: &Poison,
     commit_time_max: Duration,
-    failure: impl Fn() -> Option<String> + Send + 'static,
+    mut failure: impl FnMut() -> Option<String> + Send + 'static,
 ) {
     let watched: [Weak<Mutex<_>>; 2] = stopwatches.map(|watch| Arc::downgrade(&watch.0));
     let poison = poison.downgrade();
@@ -51,12 +53,10 @@ pub(super) fn start(
             if poison.is_set() {
                 return;
             }
-            let began = watched.iter().filter_map(|watch| *watch.upgrade()?.lock()).min();
-            if began.is_some()
-                && let Some(cause) = failure()
-            {
+            if let Some(cause) = failure() {
                 return poison.set(&cause);
             }
+            let began = watched.iter().filter_map(|watch| *watch.upgrade()?.lock()).min();
             // Counted here and not by the clock: a process or machine that was paused has not been
             // at work meanwhile, and its disk has not failed.
             watched_for = match began.is_some() && began == last {
@@ -73,4 +73,30 @@ pub(super) fn start(
     };
     let started = thread::Builder::new().name("commit-watchdog".to_owned()).spawn(work);
     started.expect("a thread can be started while the store opens");
+}
+
+/// What failed inside sled, where it tells nobody; to be asked every [`FAILURE_POLL`].
+pub(super) fn sled_failure(
+    config: sled::Config,
+    syncs: Arc<LogSyncs>,
+    flush_time_max: Duration,
+) -> impl FnMut() -> Option<String> {
+    let (mut flushes, mut unchanged_for) = (0, Duration::ZERO);
+    move || {
+        if let Err(error) = config.global_error() {
+            return Some(error.to_string());
+        }
+        if syncs.have_failed() {
+            return Some("a sync of sled's flusher failed".to_owned());
+        }
+        let last = mem::replace(&mut flushes, syncs.flushes());
+        // Counted here and not by the clock: see the watchdog.
+        unchanged_for = match last == flushes {
+            true => unchanged_for + FAILURE_POLL,
+            false => Duration::ZERO,
+        };
+        // The flusher of sled ends for ever where it cannot read a page.
+        let has_ended = cfg!(target_os = "linux") && unchanged_for > flush_time_max;
+        has_ended.then(|| "sled's flusher has ended".to_owned())
+    }
 }
