@@ -15,3 +15,5 @@ pub use watch::{FeedEvent, Start, WatchError, WatchRequest};
 
 #[cfg(test)]
 mod live_tests;
+#[cfg(test)]
+mod page_tests;

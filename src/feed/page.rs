@@ -2,7 +2,10 @@
 
 use crate::{
     domain::{Completion, CompletionFilter, Cursor, Title},
-    feed::{Start, watch::begin},
+    feed::{
+        Start,
+        watch::{Begun, begin},
+    },
     store::{FeedError, Store},
 };
 
@@ -44,14 +47,10 @@ pub struct Page {
 /// [`FeedError`], as for a watch.
 pub async fn page(store: &dyn Store, request: PageRequest) -> Result<Page, FeedError> {
     let PageRequest { title, after, filter, size } = request;
-    let (mut cursor, _) = begin(store, &title, after).await?;
+    let Begun { mut cursor, mut read, .. } = begin(store, &title, after, READ_AT_ONCE).await?;
     let mut completions = Vec::new();
     let (mut scanned, mut bytes) = (0, 0);
-    loop {
-        let read = store.completions(&title, &cursor, READ_AT_ONCE).await?;
-        if read.is_empty() {
-            return Ok(Page { completions, cursor, is_last: true });
-        }
+    while !read.is_empty() {
         for completion in read {
             if completions.len() == size || scanned == SCANNED_MAX || bytes > PAGE_BYTES_MAX {
                 return Ok(Page { completions, cursor, is_last: false });
@@ -63,7 +62,15 @@ pub async fn page(store: &dyn Store, request: PageRequest) -> Result<Page, FeedE
                 completions.push(completion);
             }
         }
+        read = match store.completions(&title, &cursor, READ_AT_ONCE).await {
+            // Retention has overtaken this page: whoever asks for the next one is told.
+            Err(FeedError::Expired { .. }) => {
+                return Ok(Page { completions, cursor, is_last: false });
+            }
+            read => read?,
+        };
     }
+    Ok(Page { completions, cursor, is_last: true })
 }
 
 /// About how many bytes a completion takes.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::live::{Batch, Live, Ready};
 use crate::{
     domain::{Completion, CompletionFilter, Cursor, Title},
-    store::{FeedError, Store, StoreError},
+    store::{FeedBounds, FeedError, Store, StoreError},
 };
 
 /// Completions read from the store at once.
@@ -90,21 +90,32 @@ impl From<StoreError> for WatchError {
     }
 }
 
-/// Finds the cursor to begin after, and the feed's old end. A cursor that does not work is refused.
+/// Where a watch or a list begins.
+pub(super) struct Begun {
+    pub(super) cursor: Cursor,
+    /// The feed's old end.
+    pub(super) oldest: Cursor,
+    /// What follows the cursor.
+    pub(super) read: Vec<Completion>,
+}
+
+/// Finds the cursor to begin after, and reads at most `limit` completions there. A cursor that does
+/// not work is refused.
 pub(super) async fn begin(
     store: &dyn Store,
     title: &Title,
     start: Start,
-) -> Result<(Cursor, Cursor), FeedError> {
+    limit: usize,
+) -> Result<Begun, FeedError> {
     for _ in 0..BEGIN_ATTEMPTS {
-        let bounds = store.feed_bounds(title).await?;
+        let FeedBounds { oldest, newest } = store.feed_bounds(title).await?;
         let cursor = match &start {
-            Start::Now => &bounds.newest,
-            Start::Oldest => &bounds.oldest,
-            Start::After(cursor) => cursor,
+            Start::Now => newest,
+            Start::Oldest => oldest.clone(),
+            Start::After(cursor) => cursor.clone(),
         };
-        match store.completions(title, cursor, 1).await {
-            Ok(_) => return Ok((cursor.clone(), bounds.oldest)),
+        match store.completions(title, &cursor, limit).await {
+            Ok(read) => return Ok(Begun { cursor, oldest, read }),
             // Retention has overtaken the place that was chosen here; the caller named none.
             Err(FeedError::Expired { .. }) if !matches!(start, Start::After(_)) => {}
             Err(error) => return Err(error),
@@ -124,7 +135,7 @@ impl<T: Clone + Send + Sync + 'static> Live<T> {
         let this = self.clone();
         try_stream! {
             let WatchRequest { title, after, filter, heartbeat_interval } = request;
-            let (mut cursor, oldest) = begin(&*this.store, &title, after).await?;
+            let Begun { mut cursor, oldest, .. } = begin(&*this.store, &title, after, 1).await?;
             yield FeedEvent::Started { cursor: cursor.clone(), oldest };
 
             let drained = drain.clone().cancelled_owned();

@@ -5,7 +5,8 @@ use std::{fs, sync::mpsc as std_mpsc, time::Duration};
 
 use super::{bounds::GROUP_BYTES_MAX, watchdog::FAILURE_POLL, *};
 use crate::{
-    domain::{Change, EpochSeconds, Verdict},
+    domain::{Change, EpochSeconds, PROGRESS_MAX, Verdict},
+    proto::rows::CompletionRow,
     store::ApplyError,
     testing::{TestClock, Update, catalog, player, title},
 };
@@ -335,6 +336,15 @@ async fn damage_is_named_and_not_served() {
     check_damage(|tree| drop(tree.remove(completion(2))), "follows a hole").await;
     check_damage(|tree| drop(tree.remove(Key::Store.encode())), "no row of its own").await;
     check_damage(|tree| drop(tree.insert([9, 9], b"x".to_vec())), "does not know").await;
+    let exceed = |tree: &sled::Tree| {
+        let key = completion(1);
+        let mut row: CompletionRow =
+            frame::decode(&key, &tree.get(&key).unwrap().unwrap()).unwrap();
+        row.progress = PROGRESS_MAX + 1;
+        let value = frame::encode(&key, &row);
+        tree.insert(key, value).unwrap();
+    };
+    check_damage(exceed, "no possible completion").await;
     let flip = |tree: &sled::Tree| {
         let mut value = tree.get(record()).unwrap().unwrap().to_vec();
         *value.last_mut().unwrap() ^= 1;

@@ -17,9 +17,10 @@ use super::{
     feeds::FeedEnds,
     keys::{self, Key},
     read::{damaged, failed, read_record, read_row},
+    rows::completion_from_row,
 };
 use crate::{
-    domain::{EpochSeconds, NodeId, PlayerId, PlayerKey, Title},
+    domain::{Completion, Cursor, EpochSeconds, NodeId, PlayerKey, Title},
     proto::rows::{CompletionRow, FeedRow, StoreRow, TitleRow},
     store::StoreError,
 };
@@ -144,11 +145,11 @@ impl Report {
     ) -> Result<(), StoreError> {
         self.completions += 1;
         let row: CompletionRow = read_row(key, value)?;
-        let at = EpochSeconds::new(row.completed_at);
-        let Some((player, node)) = subject(&title, &row) else {
+        let Some(completion) = completion(&title, &row) else {
             return Err(damaged(key, "is no possible completion"));
         };
-        let sum = fingerprint(&player, &node, sequence, at, row.version);
+        let (node, at) = (completion.node.definition().node_id(), completion.completed_at);
+        let sum = fingerprint(&completion.key, node, sequence, at, row.version);
         self.difference = self.difference.wrapping_sub(sum);
 
         let ends = self.feeds.entry(title).or_default();
@@ -216,8 +217,9 @@ fn check_completion(
     value: &[u8],
 ) -> Result<Option<String>, StoreError> {
     let Ok(row) = read_row::<CompletionRow>(key, value) else { return Ok(None) };
-    let Some((player, node)) = subject(title, &row) else { return Ok(None) };
-    let record_key = keys::record(&player, &node);
+    let Some(completion) = completion(title, &row) else { return Ok(None) };
+    let (player, node) = (&completion.key, completion.node.definition().node_id());
+    let record_key = keys::record(player, node);
     let record = tree.get(&record_key).map_err(failed)?;
     let agrees = record.and_then(|value| read_record(&record_key, &value).ok()).is_some_and(|it| {
         it.completion_sequence == sequence
@@ -229,10 +231,9 @@ fn check_completion(
     }))
 }
 
-fn subject(title: &Title, row: &CompletionRow) -> Option<(PlayerKey, NodeId)> {
-    let player = PlayerId::parse(&row.player_id).ok()?;
-    let node = NodeId::parse(&row.definition.as_ref()?.node_id).ok()?;
-    Some((PlayerKey { title: title.clone(), player }, node))
+/// A completion without its cursor, which is not looked at here.
+fn completion(title: &Title, row: &CompletionRow) -> Option<Completion> {
+    completion_from_row(row, title.clone(), Cursor::new(""))
 }
 
 fn fingerprint(

@@ -2,9 +2,9 @@
 //!
 //! Some failures inside sled 0.34.7 are not told to whoever waits in `flush`: a write that fails on
 //! one of its threads sets an error but may wake nobody. The publisher would then wait for ever,
-//! with a store that looks healthy. And sled's flusher, which empties old segments, fails where nobody
-//! waits at all. So sled is asked for errors all the time, and a commit that takes too long without
-//! one counts as failed as well.
+//! with a store that looks healthy. And sled's flusher, which empties old segments, fails where
+//! nobody waits at all. So sled is asked for errors all the time, and a commit that takes too long
+//! without one counts as failed as well.
 
 use std::{
     mem,

@@ -1,0 +1,122 @@
+//! Retention works while a page is read. Goal: whoever named no cursor is never told that one is
+//! too old, and what was read already is given.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::{Page, PageRequest, Start, page};
+use crate::{
+    domain::{
+        Catalog, Completion, CompletionFilter, Cursor, NodeId, PlayerKey, PlayerUpdate, State,
+        Title,
+    },
+    store::{
+        Answered, CatalogError, FeedBounds, FeedError, MemoryStore, Retention, Store, StoreError,
+        StoreHealth, StoredCatalog,
+    },
+    testing::{TestClock, Update, title},
+};
+
+/// Removes all but so many completions just before a read of the feed.
+struct Overtaken {
+    store: MemoryStore,
+    /// Which read, counted from 1.
+    read: usize,
+    kept: u64,
+    reads: AtomicUsize,
+}
+
+#[async_trait]
+impl Store for Overtaken {
+    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError> {
+        self.store.submit(update).await
+    }
+
+    async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
+        self.store.records(player).await
+    }
+
+    async fn feed_bounds(&self, title: &Title) -> Result<FeedBounds, StoreError> {
+        self.store.feed_bounds(title).await
+    }
+
+    async fn completions(
+        &self,
+        title: &Title,
+        after: &Cursor,
+        limit: usize,
+    ) -> Result<Vec<Completion>, FeedError> {
+        if self.reads.fetch_add(1, Ordering::Relaxed) + 1 == self.read {
+            let keep = Retention { completed_since: None, count: Some(self.kept) };
+            while self.store.trim_feed(title, keep).await? > 0 {}
+        }
+        self.store.completions(title, after, limit).await
+    }
+
+    fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
+        self.store.feed_changes(title)
+    }
+
+    async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError> {
+        self.store.trim_feed(title, keep).await
+    }
+
+    async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {
+        self.store.catalogs().await
+    }
+
+    async fn replace_catalog(
+        &self,
+        title: &Title,
+        expected: u64,
+        catalog: Arc<Catalog>,
+    ) -> Result<StoredCatalog, CatalogError> {
+        self.store.replace_catalog(title, expected, catalog).await
+    }
+
+    async fn count_players(
+        &self,
+        title: &Title,
+        nodes: &BTreeSet<NodeId>,
+    ) -> Result<u64, StoreError> {
+        self.store.count_players(title, nodes).await
+    }
+
+    fn health(&self) -> watch::Receiver<StoreHealth> {
+        self.store.health()
+    }
+}
+
+/// A page of so many completions, while retention leaves `kept` of them before the `read`th read.
+async fn overtaken(completions: usize, read: usize, kept: u64) -> Page {
+    let store = MemoryStore::new(TestClock::at(1000));
+    for n in 0..completions {
+        let update = Update::of("t", &format!("p{n}")).delta("n", 1, 1).build();
+        store.apply(update).await.unwrap();
+    }
+    let store = Overtaken { store, read, kept, reads: AtomicUsize::new(0) };
+    let (after, filter) = (Start::Oldest, CompletionFilter::default());
+    let request = PageRequest { title: title("t"), after, filter, size: 5000 };
+    page(&store, request).await.expect("no cursor was named")
+}
+
+#[tokio::test]
+async fn a_page_from_the_oldest_begins_again_where_retention_overtakes_it() {
+    let Page { completions, is_last, .. } = overtaken(3, 1, 1).await;
+    let players: Vec<_> = completions.iter().map(|it| it.key.player.as_str()).collect();
+    assert_eq!((players, is_last), (vec!["p2"], true));
+}
+
+#[tokio::test]
+async fn a_page_that_is_overtaken_later_gives_what_it_has() {
+    let Page { completions, is_last, .. } = overtaken(1500, 2, 0).await;
+    assert_eq!((completions.len(), is_last), (1000, false));
+}
