@@ -13,6 +13,7 @@ const RUNTIME_SHUTDOWN: Duration = Duration::from_millis(500);
 fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     let _scenario = fail::FailScenario::setup();
+    accolade::store::sled::abort_where_the_flusher_panics();
     let command = cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -54,7 +54,7 @@ enum Command {
     /// Make a token, and the entry for the server's file of tokens
     Token(token::TokenArgs),
     /// Read a whole data folder and check it; no server may have it open. sled may cut a torn log
-    /// when it opens one: verify a copy where that matters
+    /// and move pages: verify a copy where that matters
     Verify(offline::VerifyArgs),
 }
 

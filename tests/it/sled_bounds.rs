@@ -40,7 +40,8 @@ type Synced = Arc<Mutex<BTreeMap<u32, u64>>>;
 
 fn open(folder: &Path, way: Use) -> sled::Result<sled::Db> {
     let config = sled::Config::new().path(folder).segment_size(way.segment_bytes);
-    config.cache_capacity(64 << 20).flush_every_ms(None).open()
+    // More often than the store's, to meet more of what it does.
+    config.cache_capacity(64 << 20).flush_every_ms(Some(50)).open()
 }
 
 fn write_groups(db: &sled::Db, folder: &Path, way: Use, synced: &Synced, stop: &AtomicBool) {

@@ -7,9 +7,9 @@
 //!   but neither waits for the disk's cache nor saves the file's size, so it promises nothing at a
 //!   power cut, although sled decides by it which segments it may use again. Here it means
 //!   `fdatasync`.
-//! - `fsync` is what sled's flusher calls, twice a second. The system tells a failed write once, to
-//!   whoever syncs next: here perhaps the flusher, which goes on, and the sync after it finds
-//!   nothing wrong. Here no sync of the log succeeds after one that failed: see [`LogSyncs`].
+//! - `fsync` is what sled's flusher calls, twice a second. The system tells of a failed write once,
+//!   to one of those who sync then: perhaps to the flusher, which goes on as if nothing were. So on
+//!   Linux it comes here too; see [`LogSyncs`].
 //! - `rename` is how sled, while it opens, puts a new snapshot in the place of the old one; then it
 //!   fills unused segments with zeroes. If a power cut kept the zeroes and the old snapshot, sled
 //!   would miss a segment near the end of its log, and take the log for empty. Here the name lasts
@@ -29,7 +29,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -50,9 +50,28 @@ static LOGS: Mutex<BTreeMap<FileId, Arc<Syncs>>> = Mutex::new(BTreeMap::new());
 #[derive(Default)]
 struct Syncs {
     flushes: AtomicU64,
-    /// Held for writing by `fsync`, for reading by `sync_file_range`: a sync that begins after one
-    /// that failed knows of it.
-    failed: RwLock<bool>,
+    failed: AtomicBool,
+    /// Held for reading by each sync that is under way.
+    under_way: RwLock<()>,
+}
+
+impl Syncs {
+    /// Syncs a log. Fails where this sync fails, one that was under way at the same time, or any
+    /// before: which of them the system tells is chance.
+    fn sync(&self, log: &File) -> io::Result<()> {
+        let under_way = self.under_way.read();
+        let done = log.sync_data();
+        if done.is_err() {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        drop(under_way);
+        // All that were under way have said by now whether they failed.
+        drop(self.under_way.write());
+        match self.failed.load(Ordering::SeqCst) {
+            true => Err(done.err().unwrap_or_else(|| io::Error::from_raw_os_error(libc::EIO))),
+            false => Ok(()),
+        }
+    }
 }
 
 /// The syncs of one log, from now on until this is dropped.
@@ -75,9 +94,9 @@ impl LogSyncs {
         self.syncs.flushes.load(Ordering::Relaxed)
     }
 
-    /// Whether a sync of the flusher has failed; does not wait for one that is under way.
+    /// Whether one has failed.
     pub(super) fn have_failed(&self) -> bool {
-        self.syncs.failed.try_read().is_some_and(|failed| *failed)
+        self.syncs.failed.load(Ordering::SeqCst)
     }
 }
 
@@ -96,7 +115,8 @@ fn file_id(file: &File) -> io::Result<FileId> {
 }
 
 fn syncs_of(file: &File) -> Option<Arc<Syncs>> {
-    LOGS.lock().get(&file_id(file).ok()?).cloned()
+    let id = file_id(file).ok()?;
+    LOGS.lock().get(&id).cloned()
 }
 
 /// # Safety
@@ -116,12 +136,7 @@ extern "C" fn sync_file_range(fd: RawFd, _offset: i64, _bytes: i64, _flags: c_ui
     fail::fail_point!("no-sync", |_| 0);
     // SAFETY: sled keeps its log open for the length of this call.
     let log = unsafe { borrow(fd) };
-    let syncs = syncs_of(&log);
-    let failed = syncs.as_ref().map(|syncs| syncs.failed.read());
-    let lost = || Err(io::Error::from_raw_os_error(libc::EIO));
-    let done = if failed.as_deref() == Some(&true) { lost() } else { log.sync_data() };
-    drop(failed);
-    result(done)
+    result(syncs_of(&log).map_or_else(|| log.sync_data(), |syncs| syncs.sync(&log)))
 }
 
 /// Takes the place of the C library's function of this name.
@@ -130,20 +145,13 @@ extern "C" fn sync_file_range(fd: RawFd, _offset: i64, _bytes: i64, _flags: c_ui
 extern "C" fn fsync(fd: RawFd) -> c_int {
     // SAFETY: whoever syncs a file keeps it open for the length of this call.
     let file = unsafe { borrow(fd) };
-    let syncs = syncs_of(&file);
-    let mut failed = syncs.as_ref().map(|syncs| syncs.failed.write());
-    // SAFETY: the call takes any number, and refuses what is no descriptor.
-    let done = match unsafe { libc::syscall(libc::SYS_fsync, fd) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    let Some(syncs) = syncs_of(&file) else {
+        // SAFETY: the call takes any number, and refuses what is no descriptor.
+        return if unsafe { libc::syscall(libc::SYS_fsync, fd) } == 0 { 0 } else { -1 };
     };
-    if let Some(failed) = &mut failed {
-        **failed |= done.is_err();
-    }
-    drop(failed);
-    if let Some(syncs) = syncs {
-        syncs.flushes.fetch_add(1, Ordering::Relaxed);
-    }
+    // Bytes and size are all that sled needs of its log; times would cost a commit of the journal.
+    let done = syncs.sync(&file);
+    syncs.flushes.fetch_add(1, Ordering::Relaxed);
     result(done)
 }
 

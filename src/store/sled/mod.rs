@@ -56,7 +56,7 @@ use self::{
     publish::{Handover, Publisher, SyncLog},
     read::{damaged, failed, read_completion},
     view::{DurableView, Records, share_out},
-    watchdog::{COMMIT_TIME_MAX, Stopwatch, sled_failure},
+    watchdog::{COMMIT_TIME_MAX, FLUSHER_AWAY_MAX, Stopwatch, sled_failure},
 };
 use super::{
     Answered, CatalogError, FeedBounds, FeedError, Retention, Store, StoreError, StoreHealth,
@@ -150,7 +150,7 @@ impl SledStore {
         let poison = Poison::new(mark.clone());
         let (applying, syncing) = (Stopwatch::default(), Stopwatch::default());
         let syncs = Arc::new(opened.syncs);
-        let failure = sled_failure(opened.config, Arc::clone(&syncs), commit_time_max);
+        let failure = sled_failure(opened.config, Arc::clone(&syncs), FLUSHER_AWAY_MAX);
         watchdog::start([&applying, &syncing], &poison, commit_time_max, failure);
 
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS_MAX);
@@ -251,6 +251,18 @@ impl SledStore {
         let done = done.await;
         done.map_err(|error| StoreError::Failed(error.to_string()))?
     }
+}
+
+/// Ends the process where sled's flusher panics. sled would wait for it without end: in opening, in
+/// `verify`, and in the stop. Nothing is lost: a store outlives a crash.
+pub fn abort_where_the_flusher_panics() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        if thread::current().name() == Some("log flusher") {
+            std::process::abort();
+        }
+    }));
 }
 
 impl Drop for SledStore {

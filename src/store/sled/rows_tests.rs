@@ -1,7 +1,7 @@
 //! Rows at random. Goal: whatever a checksum vouches for is read as exactly what it says, or is
 //! damage; nothing panics, and nothing is read as something else.
 
-use proptest::{collection::vec, prelude::*, sample::Index};
+use proptest::{collection::vec, prelude::*};
 use prost::Message;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     domain::PROGRESS_MAX,
     proto::rows::{CatalogChunkRow, FeedRow, StoreRow, TitleRow},
-    testing::title,
+    testing::{Mutation, mutated, mutations, title},
 };
 
 /// Greatest version and moment: protocol and domain count them in an `int64`.
@@ -229,48 +229,8 @@ fn decoded<T: Message + Default + PartialEq>(bytes: &[u8]) -> Option<T> {
     Some(row)
 }
 
-/// One change of a few bytes.
-#[derive(Clone, Debug)]
-enum Mutation {
-    Flip(Index, u8),
-    Insert(Index, Vec<u8>),
-    Remove(Index, usize),
-    Repeat(Index, usize),
-    Swap(Index, Index),
-}
-
-fn mutation() -> impl Strategy<Value = Mutation> {
-    let at = any::<Index>;
-    prop_oneof![
-        (at(), 0..8u8).prop_map(|(at, bit)| Mutation::Flip(at, bit)),
-        (at(), vec(any::<u8>(), 1..9)).prop_map(|(at, bytes)| Mutation::Insert(at, bytes)),
-        (at(), 1..9usize).prop_map(|(at, len)| Mutation::Remove(at, len)),
-        (at(), 1..9usize).prop_map(|(at, len)| Mutation::Repeat(at, len)),
-        (at(), at()).prop_map(|(a, b)| Mutation::Swap(a, b)),
-    ]
-}
-
-fn mutated(mut bytes: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
-    for mutation in mutations {
-        if bytes.is_empty() {
-            break;
-        }
-        let len = bytes.len();
-        let range = |at: &Index, count: usize| at.index(len)..len.min(at.index(len) + count);
-        match mutation {
-            Mutation::Flip(at, bit) => bytes[at.index(len)] ^= 1 << bit,
-            Mutation::Insert(at, more) => {
-                bytes.splice(at.index(len)..at.index(len), more.iter().copied());
-            }
-            Mutation::Remove(at, count) => drop(bytes.drain(range(at, *count))),
-            Mutation::Repeat(at, count) => {
-                let piece = bytes[range(at, *count)].to_vec();
-                bytes.splice(at.index(len)..at.index(len), piece);
-            }
-            Mutation::Swap(a, b) => bytes.swap(a.index(len), b.index(len)),
-        }
-    }
-    bytes
+fn changes() -> impl Strategy<Value = Vec<Mutation>> {
+    mutations(vec(any::<u8>(), 1..9), 1..9, 1..3)
 }
 
 /// Noise, and rows that were sound before a few of their bytes changed.
@@ -280,7 +240,7 @@ fn damaged_row() -> impl Strategy<Value = Vec<u8>> {
         possible_completion().prop_map(|row| row.encode_to_vec()).boxed(),
         possible_catalog().prop_map(|row| row.encode_to_vec()).boxed(),
     ];
-    let damaged = (row, vec(mutation(), 1..3)).prop_map(|(row, all)| mutated(row, &all));
+    let damaged = (row, changes()).prop_map(|(row, all)| mutated(row, &all));
     prop_oneof![1 => vec(any::<u8>(), 0..200), 3 => damaged]
 }
 
@@ -378,7 +338,7 @@ proptest! {
     fn a_stored_value_with_changed_bytes_is_never_accepted(
         record in possible_record(),
         key in vec(any::<u8>(), 1..40),
-        mutations in vec(mutation(), 1..4),
+        mutations in changes(),
     ) {
         let value = frame::encode(&key, &record);
         prop_assert_eq!(frame::decode::<RecordRow>(&key, &value), Ok(record));

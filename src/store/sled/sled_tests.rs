@@ -3,7 +3,7 @@
 
 use std::{fs, sync::mpsc as std_mpsc, time::Duration};
 
-use super::{bounds::GROUP_BYTES_MAX, watchdog::FAILURE_POLL, *};
+use super::{bounds::GROUP_BYTES_MAX, *};
 use crate::{
     domain::{Change, EpochSeconds, PROGRESS_MAX, Verdict},
     proto::rows::CompletionRow,
@@ -395,6 +395,8 @@ async fn opening_waits_for_a_store_that_is_just_closing() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_flusher_that_does_not_come_back_is_noticed() {
+    use super::watchdog::FAILURE_POLL;
+
     let log = tempfile::tempfile().unwrap();
     let syncs = Arc::new(LogSyncs::of(&log).unwrap());
     let mut failure = sled_failure(::sled::Config::new(), syncs, 3 * FAILURE_POLL);
@@ -406,4 +408,26 @@ fn a_flusher_that_does_not_come_back_is_noticed() {
         assert_eq!(failure(), None);
     }
     assert_eq!(failure().as_deref(), Some("sled's flusher has ended"));
+}
+
+/// Runs itself once more, as a process whose flusher panics.
+#[cfg(unix)]
+#[test]
+fn a_flusher_that_panics_ends_the_process() {
+    use std::os::unix::process::ExitStatusExt;
+
+    const CHILD: &str = "ACCOLADE_TEST_FLUSHER_PANICS";
+    if std::env::var_os(CHILD).is_some() {
+        abort_where_the_flusher_panics();
+        let others = thread::Builder::new().name("other".to_owned()).spawn(|| panic!("of another"));
+        others.unwrap().join().unwrap_err();
+        let flusher = thread::Builder::new().name("log flusher".to_owned());
+        let _ = flusher.spawn(|| panic!("of the flusher")).unwrap().join();
+        std::process::exit(0);
+    }
+    let (_, module) = module_path!().split_once("::").unwrap();
+    let name = &format!("{module}::a_flusher_that_panics_ends_the_process");
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    let status = again.args([name, "--exact"]).env(CHILD, "1").output().unwrap().status;
+    assert_eq!(status.signal(), Some(6), "{status:?}: SIGABRT");
 }

@@ -21,6 +21,10 @@ use super::{libc_calls::LogSyncs, poison::Poison};
 /// load seconds.
 pub(super) const COMMIT_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// Longest time in which sled's flusher, which comes by twice a second, may not be seen: so long
+/// that no healthy disk is taken for a failed one, so short that the folder does not grow by much.
+pub(super) const FLUSHER_AWAY_MAX: Duration = Duration::from_secs(300);
+
 /// How often sled is asked whether something failed.
 pub(super) const FAILURE_POLL: Duration = Duration::from_millis(50);
 
@@ -79,7 +83,7 @@ pub(super) fn start(
 pub(super) fn sled_failure(
     config: sled::Config,
     syncs: Arc<LogSyncs>,
-    flush_time_max: Duration,
+    away_max: Duration,
 ) -> impl FnMut() -> Option<String> {
     let (mut flushes, mut unchanged_for) = (0, Duration::ZERO);
     move || {
@@ -87,7 +91,7 @@ pub(super) fn sled_failure(
             return Some(error.to_string());
         }
         if syncs.have_failed() {
-            return Some("a sync of sled's flusher failed".to_owned());
+            return Some("a sync of the log failed".to_owned());
         }
         let last = mem::replace(&mut flushes, syncs.flushes());
         // Counted here and not by the clock: see the watchdog.
@@ -96,7 +100,8 @@ pub(super) fn sled_failure(
             false => Duration::ZERO,
         };
         // The flusher of sled ends for ever where it cannot read a page.
-        let has_ended = cfg!(target_os = "linux") && unchanged_for > flush_time_max;
+        // On Linux it is seen by its syncs.
+        let has_ended = cfg!(target_os = "linux") && unchanged_for > away_max;
         has_ended.then(|| "sled's flusher has ended".to_owned())
     }
 }
