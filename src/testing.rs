@@ -1,9 +1,14 @@
 //! What tests of several rooms build alike.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
+
+use proptest::{collection::vec, prelude::*, sample::Index};
 
 use crate::{
     clock::Clock,
@@ -93,4 +98,58 @@ impl Update {
     pub(crate) fn build(self) -> PlayerUpdate {
         self.0
     }
+}
+
+/// One change of some bytes.
+#[derive(Clone, Debug)]
+pub(crate) enum Mutation {
+    Flip(Index, u8),
+    Insert(Index, Vec<u8>),
+    Remove(Index, usize),
+    /// A piece once more, somewhere else.
+    Repeat(Index, usize, Index),
+    Swap(Index, Index),
+    Cut(Index),
+}
+
+/// So many changes; `inserted` is what may be put in, `piece` how long what is removed or repeated.
+pub(crate) fn mutations(
+    inserted: impl Strategy<Value = Vec<u8>>,
+    piece: Range<usize>,
+    count: Range<usize>,
+) -> impl Strategy<Value = Vec<Mutation>> {
+    let at = any::<Index>;
+    let mutation = prop_oneof![
+        4 => (at(), 0..8u8).prop_map(|(at, bit)| Mutation::Flip(at, bit)),
+        4 => (at(), inserted).prop_map(|(at, bytes)| Mutation::Insert(at, bytes)),
+        4 => (at(), piece.clone()).prop_map(|(at, len)| Mutation::Remove(at, len)),
+        4 => (at(), piece, at()).prop_map(|(at, len, to)| Mutation::Repeat(at, len, to)),
+        4 => (at(), at()).prop_map(|(a, b)| Mutation::Swap(a, b)),
+        1 => at().prop_map(Mutation::Cut),
+    ];
+    vec(mutation, count)
+}
+
+pub(crate) fn mutated(mut bytes: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
+    for mutation in mutations {
+        if bytes.is_empty() {
+            break;
+        }
+        let len = bytes.len();
+        let range = |at: &Index, count: usize| at.index(len)..len.min(at.index(len) + count);
+        match mutation {
+            Mutation::Flip(at, bit) => bytes[at.index(len)] ^= 1 << bit,
+            Mutation::Insert(at, more) => {
+                bytes.splice(at.index(len)..at.index(len), more.iter().copied());
+            }
+            Mutation::Remove(at, count) => drop(bytes.drain(range(at, *count))),
+            Mutation::Repeat(at, count, to) => {
+                let piece = bytes[range(at, *count)].to_vec();
+                bytes.splice(to.index(len)..to.index(len), piece);
+            }
+            Mutation::Swap(a, b) => bytes.swap(a.index(len), b.index(len)),
+            Mutation::Cut(at) => bytes.truncate(at.index(len)),
+        }
+    }
+    bytes
 }

@@ -11,10 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proptest::{collection::vec, prelude::*, sample::Index};
+use proptest::{collection::vec, prelude::*};
 
 use super::load;
-use crate::domain::{Catalog, DEFINITIONS_MAX};
+use crate::{
+    domain::{Catalog, DEFINITIONS_MAX},
+    testing::{Mutation, mutated, mutations},
+};
 
 /// Longest time for any of these files, in a build without optimisation on a machine with other
 /// work. All of them take a tenth of it, or hours.
@@ -27,58 +30,13 @@ const FOLDER_FILES: usize = 22;
 const TOKENS: &str = "[ ] { } \" ' ''' , : = \n \r \\ # \0 \u{feff} [[definitions]] definitions \
     node_id \"\\u0007\" null -1 1e999 99999999999999999999";
 
-/// One change of a file.
-#[derive(Clone, Debug)]
-enum Mutation {
-    Flip(Index, u8),
-    Insert(Index, Vec<u8>),
-    Remove(Index, usize),
-    /// A piece of the file once more, somewhere else.
-    Repeat(Index, usize, Index),
-    Cut(Index),
-}
-
-fn mutation() -> impl Strategy<Value = Mutation> {
-    let at = any::<Index>;
-    prop_oneof![
-        4 => (at(), 0..8u8).prop_map(|(at, bit)| Mutation::Flip(at, bit)),
-        4 => (at(), token()).prop_map(|(at, token)| Mutation::Insert(at, token)),
-        4 => (at(), 1..40usize).prop_map(|(at, len)| Mutation::Remove(at, len)),
-        4 => (at(), 1..200usize, at()).prop_map(|(at, len, to)| Mutation::Repeat(at, len, to)),
-        1 => at().prop_map(Mutation::Cut),
-    ]
-}
-
 fn token() -> impl Strategy<Value = Vec<u8>> {
     let tokens: Vec<_> = TOKENS.split(' ').map(|token| token.as_bytes().to_vec()).collect();
     proptest::sample::select(tokens)
 }
 
-fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
-    vec(mutation(), 1..6)
-}
-
-fn mutated(mut bytes: Vec<u8>, mutations: &[Mutation]) -> Vec<u8> {
-    for mutation in mutations {
-        if bytes.is_empty() {
-            break;
-        }
-        let len = bytes.len();
-        let range = |at: &Index, count: usize| at.index(len)..len.min(at.index(len) + count);
-        match mutation {
-            Mutation::Flip(at, bit) => bytes[at.index(len)] ^= 1 << bit,
-            Mutation::Insert(at, more) => {
-                bytes.splice(at.index(len)..at.index(len), more.iter().copied());
-            }
-            Mutation::Remove(at, count) => drop(bytes.drain(range(at, *count))),
-            Mutation::Repeat(at, count, to) => {
-                let piece = bytes[range(at, *count)].to_vec();
-                bytes.splice(to.index(len)..to.index(len), piece);
-            }
-            Mutation::Cut(at) => bytes.truncate(at.index(len)),
-        }
-    }
-    bytes
+fn changes() -> impl Strategy<Value = Vec<Mutation>> {
+    mutations(token(), 1..200, 1..6)
 }
 
 fn noise() -> impl Strategy<Value = Vec<u8>> {
@@ -143,24 +101,24 @@ proptest! {
     })]
 
     #[test]
-    fn a_toml_file_with_changed_bytes_is_a_catalogue_or_named(mutations in mutations()) {
+    fn a_toml_file_with_changed_bytes_is_a_catalogue_or_named(mutations in changes()) {
         check_file("c.toml", &mutated(fs::read(sample("demo.toml")).unwrap(), &mutations))?;
     }
 
     #[test]
-    fn a_json_file_with_changed_bytes_is_a_catalogue_or_named(mutations in mutations()) {
+    fn a_json_file_with_changed_bytes_is_a_catalogue_or_named(mutations in changes()) {
         check_file("c.json", &mutated(fs::read(sample("demo.json")).unwrap(), &mutations))?;
     }
 
     #[test]
-    fn a_csv_file_with_changed_bytes_is_a_catalogue_or_named(mutations in mutations()) {
+    fn a_csv_file_with_changed_bytes_is_a_catalogue_or_named(mutations in changes()) {
         check_file("c.csv", &mutated(fs::read(sample("NodeSetting.csv")).unwrap(), &mutations))?;
     }
 
     #[test]
     fn a_folder_with_changed_bytes_is_a_catalogue_or_named(
         file in 0..FOLDER_FILES,
-        mutations in mutations(),
+        mutations in changes(),
     ) {
         check_folder(file, |bytes| mutated(bytes, &mutations))?;
     }
