@@ -29,6 +29,7 @@ check: tools ## Format, lints, the protocol files' own rules, and what comes in 
 
 unit: ## Rules, stores, formats
 	$(CARGO) test --features $(FEATURES) --lib
+	$(CARGO) test --features $(FEATURES) --doc
 
 integration: tools ## The real binary, from outside
 	$(CARGO) test --features $(FEATURES) --test it

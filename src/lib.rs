@@ -5,6 +5,7 @@ pub mod access;
 pub mod catalog;
 /// The command line.
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 /// Ids, definitions, records, the rules of a set: pure.
@@ -23,3 +24,8 @@ pub mod store;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;
+
+/// The Rust in README.md compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

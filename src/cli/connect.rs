@@ -9,17 +9,14 @@ use std::{
 use clap::Args;
 use thiserror::Error;
 use tonic::{
-    Request, Status,
-    metadata::{Ascii, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    service::interceptor::InterceptedService,
+    transport::{Certificate, ClientTlsConfig, Identity},
 };
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::client::{Authorization, Connection, endpoint};
+
 /// Longest wait for an answer, or for a stream to begin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where the server is, and how to get in.
 #[derive(Debug, Clone, Args)]
@@ -44,22 +41,6 @@ pub(super) struct ServerArgs {
     /// The certificate's private key (PEM)
     #[arg(long, value_name = "FILE", requires = "certificate")]
     key: Option<PathBuf>,
-}
-
-/// A connection on which every request carries the token, if there is one.
-pub(super) type Connection = InterceptedService<Channel, Authorization>;
-
-/// See [`Connection`].
-#[derive(Clone)]
-pub(super) struct Authorization(Option<MetadataValue<Ascii>>);
-
-impl Interceptor for Authorization {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = &self.0 {
-            request.metadata_mut().insert("authorization", value.clone());
-        }
-        Ok(request)
-    }
 }
 
 /// Why the server cannot be reached.
@@ -103,14 +84,8 @@ impl ServerArgs {
         let from_environment = || std::env::var("ACCOLADE_SERVER").ok();
         let default = || "http://127.0.0.1:50151".to_owned();
         let url = self.server.clone().or_else(from_environment).unwrap_or_else(default);
-        let endpoint = Endpoint::from_shared(url.clone());
-        let mut endpoint = endpoint
-            .map_err(|_| ConnectError::BadAddress(url.clone()))?
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(ANSWER_TIMEOUT)
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .keep_alive_while_idle(true);
+        let endpoint = endpoint(&url).map_err(|_| ConnectError::BadAddress(url.clone()))?;
+        let mut endpoint = endpoint.timeout(ANSWER_TIMEOUT);
         if url.starts_with("https:") {
             let tls = endpoint.tls_config(self.tls()?);
             endpoint = tls.map_err(|error| ConnectError::Tls(with_causes(&error)))?;
@@ -121,7 +96,7 @@ impl ServerArgs {
         if !url.starts_with("https:") && (self.ca.is_some() || self.certificate.is_some()) {
             return Err(ConnectError::NotEncrypted("a certificate"));
         }
-        if !url.starts_with("https:") && !is_here && authorization.0.is_some() {
+        if !url.starts_with("https:") && !is_here && authorization.is_some() {
             return Err(ConnectError::NotEncrypted("a token"));
         }
         let channel = endpoint.connect().await;
@@ -146,13 +121,8 @@ impl ServerArgs {
             Some(path) => Some(read(path)?),
             None => std::env::var("ACCOLADE_TOKEN").ok(),
         };
-        let value = token.map(|token| format!("Bearer {}", token.trim()).parse());
-        let mut value: Option<MetadataValue<Ascii>> =
-            value.transpose().map_err(|_| ConnectError::BadToken)?;
-        if let Some(value) = &mut value {
-            value.set_sensitive(true);
-        }
-        Ok(Authorization(value))
+        let authorization = token.map(|token| Authorization::new(&token)).transpose();
+        Ok(authorization.map_err(|_| ConnectError::BadToken)?.unwrap_or_default())
     }
 }
 

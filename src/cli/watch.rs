@@ -4,16 +4,19 @@ use std::{io::Write, process::ExitCode, time::Duration};
 
 use clap::Args;
 use tokio::time::{sleep, timeout};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::{
     CliError,
     connect::{ConnectError, ServerArgs},
     print,
 };
-use crate::proto::v1::{
-    Completion, WatchCompletionsRequest, completion_service_client::CompletionServiceClient,
-    watch_completions_response::Event,
+use crate::{
+    client::may_pass,
+    proto::v1::{
+        Completion, WatchCompletionsRequest, completion_service_client::CompletionServiceClient,
+        watch_completions_response::Event,
+    },
 };
 
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -70,16 +73,6 @@ pub(super) async fn watch(args: WatchArgs) -> Result<ExitCode, CliError> {
         sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
-}
-
-/// Whether trying again can help.
-fn may_pass(status: &Status) -> bool {
-    use Code::{Aborted, Cancelled, DeadlineExceeded, Internal, Unavailable, Unknown};
-    // A connection that breaks in the middle of a stream shows as any of these.
-    matches!(
-        status.code(),
-        Unavailable | Unknown | Cancelled | Aborted | DeadlineExceeded | Internal
-    )
 }
 
 /// Follows one stream to its end, and keeps `cursor` at what was printed.

@@ -7,12 +7,13 @@ use std::{
 };
 
 /// What each room may use of the others. Nothing may use `cli`; arrows go down only.
-const DOORS: [(&str, &[&str]); 13] = [
+const DOORS: [(&str, &[&str]); 14] = [
     (
         "cli",
         &[
             "access",
             "catalog",
+            "client",
             "config",
             "domain",
             "proto",
@@ -22,6 +23,7 @@ const DOORS: [(&str, &[&str]); 13] = [
             "telemetry",
         ],
     ),
+    ("client", &["proto"]),
     (
         "server",
         &[
@@ -54,8 +56,8 @@ const DOORS: [(&str, &[&str]); 13] = [
 /// Crates that only these rooms know.
 const CRATES: [(&str, &[&str]); 7] = [
     ("sled", &["store"]),
-    ("tonic", &["cli", "proto", "server", "service"]),
-    ("tokio", &["catalog", "cli", "feed", "server", "service", "store"]),
+    ("tonic", &["cli", "client", "proto", "server", "service"]),
+    ("tokio", &["catalog", "cli", "client", "feed", "server", "service", "store"]),
     ("prometheus_client", &["metrics"]),
     ("rustls", &["server"]),
     ("clap", &["cli"]),

@@ -12,6 +12,7 @@ mod access;
 mod architecture;
 mod bad_input;
 mod catalog;
+mod client;
 mod command_line;
 #[cfg(feature = "failpoints")]
 mod crash_points;

@@ -60,22 +60,22 @@ fn millis(range: std::ops::Range<u64>) -> Duration {
 
 /// What happened, over all histories.
 #[derive(Default)]
-struct Counts {
-    cuts: AtomicU64,
+pub struct Counts {
+    pub cuts: AtomicU64,
     retries: AtomicU64,
     replays: AtomicU64,
     forgotten: AtomicU64,
 }
 
 /// The way to the server; gone when dropped.
-struct Network {
-    url: String,
+pub struct Network {
+    pub url: String,
     is_parted: watch::Sender<bool>,
     accepting: AbortHandle,
 }
 
 impl Network {
-    async fn start(server: String, counts: Arc<Counts>) -> Self {
+    pub async fn start(server: String, counts: Arc<Counts>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (is_parted, parted) = watch::channel(false);
@@ -97,7 +97,7 @@ impl Network {
 
     /// Nothing gets through for a second; what was on its way arrives afterwards, if the connection
     /// still stands.
-    async fn part(&self) {
+    pub async fn part(&self) {
         tokio::time::sleep(millis(100..900)).await;
         self.is_parted.send_replace(true);
         tokio::time::sleep(millis(800..1200)).await;
