@@ -31,7 +31,7 @@ pub fn may_pass(status: &Status) -> bool {
 /// tonic counts the time as well, and calls it CANCELLED when it is over.
 fn has_timed_out(status: &Status) -> bool {
     let mut causes = successors(status.source(), |error| (*error).source());
-    causes.any(|error| error.is::<TimeoutExpired>())
+    causes.any(|error| error.downcast_ref::<TimeoutExpired>().is_some())
 }
 
 /// How long the server asks to wait.
