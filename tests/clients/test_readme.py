@@ -1,23 +1,30 @@
-"""Every grpcurl line of the README, run as it stands there."""
+"""Every grpcurl line of the READMEs, run as it stands there."""
 
 import json
 import pathlib
 import shlex
 import subprocess
 
+import pytest
+
 from conftest import GRPCURL, ROOT
 
 
-def commands():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+# And how many commands each has at least.
+READMES = {"README.md": 9, "README.zh-CN.md": 3}
+
+
+def commands(readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
     blocks = text.split("```sh\n")[1:]
     lines = "\n".join(block.split("```")[0] for block in blocks).replace("\\\n", " ")
     return [line for line in lines.splitlines() if line.startswith("grpcurl ")]
 
 
-def test_every_command_of_the_readme_works(server):
-    found = commands()
-    assert len(found) >= 9, found
+@pytest.mark.parametrize("readme", READMES)
+def test_every_command_of_a_readme_works(server, readme):
+    found = commands(readme)
+    assert len(found) >= READMES[readme], found
     for line in found:
         assert "127.0.0.1:50151" in line
         words = shlex.split(line.replace("127.0.0.1:50151", server.address))
@@ -32,8 +39,9 @@ def test_every_command_of_the_readme_works(server):
             assert done.returncode == 0, (line, done.stderr)
 
 
-def test_the_readme_names_no_file_that_is_not_there():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("readme", READMES)
+def test_a_readme_names_no_file_that_is_not_there(readme):
+    text = (ROOT / readme).read_text(encoding="utf-8")
     linked = [part.split(")")[0] for part in text.split("](")[1:]]
     files = [link for link in linked if not link.startswith(("http", "#"))]
     missing = [link for link in files if not pathlib.Path(ROOT, link.split("#")[0]).exists()]
