@@ -42,7 +42,7 @@ endurance: ## Memory, files and disk stay flat; ACCOLADE_SOAK_SECONDS sets for h
 
 clients: tools ## grpcurl, grpcio and the commands in the README, against the real binary
 	$(CARGO) build
-	PYTHONPATH=$(STUBS) $(BIN)/python -m pytest -q -p no:cacheprovider tests/clients
+	PYTHONPATH=$(STUBS):clients/python/src $(BIN)/python -m pytest -q -p no:cacheprovider tests/clients
 
 soak: export ACCOLADE_CRASH_CYCLES := 10000
 soak: export ACCOLADE_POWER_CUTS := 1000

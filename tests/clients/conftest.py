@@ -15,9 +15,9 @@ GRPCURL = pathlib.Path(sys.executable).parent / "grpcurl"
 class Server:
     """A running server with the sample catalogue."""
 
-    def __init__(self, data, *args):
+    def __init__(self, data, *args, address="127.0.0.1:0"):
         self.process = subprocess.Popen(
-            [BINARY, "serve", "--data", data, "--listen", "127.0.0.1:0", *args],
+            [BINARY, "serve", "--data", data, "--listen", address, *args],
             stdout=subprocess.PIPE,
             text=True,
         )
