@@ -208,7 +208,7 @@ async fn a_subscriber_that_stops_reading_slows_no_set_among_two_hundred_that_rea
     let (alone, beside) = (median(alone), median(beside));
     // So much do phases of one kind differ where other tests run on the same few processors: the
     // benchmark has the ratio. Whoever waits for the one that does not read waits for seconds.
-    let limit = alone * 4 + Duration::from_millis(200);
+    let limit = alone * 4 + Duration::from_secs(1);
     assert!(beside <= limit, "{beside:?} beside one that does not read, {alone:?} without");
     let backlog = (BACKLOG * LARGE_BYTES) as u64;
     assert!(grown < backlog, "{grown} bytes more for a subscriber that does not read");
@@ -334,15 +334,15 @@ async fn a_storm_of_reconnects_loses_nothing_and_takes_no_memory() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     // The first rounds fill pools and caches. Each storm finds some of the one before it still
-    // there, so that the allocator takes 20 or 40 MB more at times, and keeps them: not more often
-    // in 120 rounds than in 20. Streams of one round that are not given back are 7 MB or more.
-    let (early, late) = memory.split_at(memory.len() / 2);
-    let (early, late) = (median(early[early.len() / 2..].to_vec()), median(late.to_vec()));
+    // there, so that the allocator takes 20 or 40 MB more at times, and keeps them: in few rounds,
+    // whichever. Streams of one round that are not given back are 7 MB or more, in every round.
+    let growth = memory.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+    let (growth, last) = (median(growth), memory[memory.len() - 1]);
     say(&format!(
         "{rounds} storms of {SUBSCRIBERS} subscribers, who were cut off {behind} times before they \
-         had heard all; memory: {early} bytes early, {late} late"
+         had heard all; memory: {last} bytes, {growth} more from one to the next"
     ));
-    assert!(late < early + early / 10 + (32 << 20), "memory grows: {memory:?}");
+    assert!(growth < 4 << 20, "memory grows: {memory:?}");
 }
 
 /// What a subscriber that waits has heard.
