@@ -40,7 +40,7 @@ crash: ## kill -9 under load; ACCOLADE_CRASH_CYCLES sets how often
 endurance: ## Memory, files and disk stay flat; ACCOLADE_SOAK_SECONDS sets for how long
 	$(CARGO) test --features $(FEATURES) --test soak
 
-clients: tools ## grpcurl, grpcio and the commands in the README, against the real binary
+clients: tools ## grpcurl, grpcio, the Python package and the READMEs' commands, against the real binary
 	$(CARGO) build
 	PYTHONPATH=$(STUBS):clients/python/src $(BIN)/python -m pytest -q -p no:cacheprovider tests/clients
 
