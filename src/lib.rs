@@ -8,6 +8,7 @@ pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
+pub mod connect;
 /// Ids, definitions, records, the rules of a set: pure.
 pub mod domain;
 /// Following and reading the feed of completions.

@@ -61,6 +61,13 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "Address for metrics and probes (HTTP: /metrics, /livez, /readyz); without it, none",
     ),
+    setting(
+        "cors_origin",
+        "ORIGIN",
+        "",
+        "Web pages that may call this server from a browser, such as https://play.example.com; `*` \
+         for all; may be given more than once (environment: separated by `;`). Without it, none",
+    ),
     setting("insecure", "BOOL", "false", "Allow listening beyond this machine without TLS"),
     setting("reflection", "BOOL", "true", "Answer gRPC reflection, which grpcurl needs"),
     setting("extra_bytes_max", "BYTES", "16384", "Longest extra; 0 to 65536"),

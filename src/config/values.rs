@@ -19,7 +19,7 @@ pub(super) fn environment(get: impl Fn(&str) -> Option<String>) -> Layer {
     let values = SETTINGS.iter().filter_map(|setting| {
         let text = get(&environment_name(setting.key))?;
         let values = match setting.key {
-            "catalog" => text.split(';').map(str::to_owned).collect(),
+            "catalog" | "cors_origin" => text.split(';').map(str::to_owned).collect(),
             _ => vec![text],
         };
         Some((setting.key.to_owned(), values))
@@ -47,6 +47,7 @@ pub(super) fn file_layer(text: &str, mistakes: &mut Vec<String>) -> Layer {
                 let files = files.into_iter();
                 files.map(|(title, file)| format!("{title}={}", scalar(&file))).collect()
             }
+            ("cors_origin", toml::Value::Array(origins)) => origins.iter().map(scalar).collect(),
             (_, value @ (toml::Value::Table(_) | toml::Value::Array(_))) => {
                 mistakes.push(format!("`{key}` must be one value, not {}", value.type_str()));
                 continue;
@@ -167,6 +168,22 @@ impl Values<'_> {
             self.mistakes.push(format!("`otlp_endpoint` is \"{endpoint}\"; pass {OTLP_ENDPOINT}"));
         }
         Some(endpoint.to_string())
+    }
+
+    /// Origins as browsers write them, or `*`.
+    pub(super) fn origins(&mut self) -> Vec<String> {
+        let origins = self.texts("cors_origin");
+        let is_origin = |text: &str| {
+            let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+            host.is_some_and(|host| {
+                !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+            })
+        };
+        for text in origins.iter().filter(|text| *text != "*" && !is_origin(text)) {
+            let problem = "pass an origin such as https://play.example.com, or *";
+            self.mistakes.push(format!("`cors_origin` is {text:?}; {problem}"));
+        }
+        origins
     }
 
     pub(super) fn catalogs(&mut self) -> BTreeMap<Title, PathBuf> {

@@ -4,6 +4,7 @@ mod admin;
 mod announce;
 mod codes;
 mod connections;
+mod cors;
 mod files;
 mod refusals;
 mod reload;
@@ -17,6 +18,12 @@ use tokio::{net::TcpListener, task::JoinSet, time};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
 use tonic_health::server::HealthReporter;
+use tonic_web::GrpcWebLayer;
+use tower::{
+    layer::util::{Identity, Stack},
+    util::{Either, option_layer},
+};
+use tower_http::cors::CorsLayer;
 
 use self::{
     connections::ConnectionLimits,
@@ -28,6 +35,7 @@ use crate::{
     catalog::{self, CatalogFileError, Catalogs},
     clock::{Clock, SystemClock},
     config::Settings,
+    connect::ConnectLayer,
     domain::Title,
     feed::retain,
     metrics::METRICS,
@@ -316,10 +324,19 @@ impl Server {
     }
 }
 
-type Layers = tower::layer::util::Stack<RefusalsLayer, tower::layer::util::Identity>;
+/// What a request goes through, the innermost first.
+type DoorsLayers =
+    Stack<RefusalsLayer, Stack<GrpcWebLayer, Stack<ConnectLayer, Stack<CorsLayers, Identity>>>>;
+type CorsLayers = Either<CorsLayer, Identity>;
 
-fn transport(settings: &Settings, access: Arc<Access>) -> tonic::transport::Server<Layers> {
+fn transport(settings: &Settings, access: Arc<Access>) -> tonic::transport::Server<DoorsLayers> {
+    let message_bytes_max = settings.request_bytes_max.max(CATALOG_MESSAGE_BYTES_MAX);
     tonic::transport::Server::builder()
+        // Connect and gRPC-Web, over HTTP/1.1 too.
+        .accept_http1(true)
+        .layer(option_layer(cors::layer(&settings.cors_origins)))
+        .layer(ConnectLayer::new(message_bytes_max))
+        .layer(GrpcWebLayer::new())
         .layer(RefusalsLayer::new(access, settings.request_time_max))
         .max_concurrent_streams(settings.streams_per_connection_max)
         .http2_keepalive_interval(Some(settings.keepalive_interval))
@@ -329,7 +346,7 @@ fn transport(settings: &Settings, access: Arc<Access>) -> tonic::transport::Serv
         .http2_max_local_error_reset_streams(Some(LOCAL_RESET_STREAMS_MAX))
 }
 
-fn with_reflection(router: Router<Layers>, settings: &Settings) -> Router<Layers> {
+fn with_reflection<L>(router: Router<L>, settings: &Settings) -> Router<L> {
     if !settings.reflection {
         return router;
     }

@@ -23,7 +23,7 @@ use super::{codes::code_name, revocable};
 use crate::{
     access::{Access, Caller},
     metrics::METRICS,
-    service::{from_access, from_transport, refusal},
+    service::{deadline_exceeded, from_access, from_transport},
     telemetry::{answered, request_span},
 };
 
@@ -120,15 +120,6 @@ where
             answer
         })
     }
-}
-
-fn deadline_exceeded() -> Status {
-    refusal(
-        Code::DeadlineExceeded,
-        "DEADLINE_EXCEEDED",
-        "the time for this request ran out; a set may still have been stored: ask again with the \
-         same request_id",
-    )
 }
 
 fn explain(response: Response<Body>) -> Response<Body> {

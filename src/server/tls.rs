@@ -98,7 +98,7 @@ fn load(files: &TlsFiles) -> Result<ServerConfig, TlsError> {
     let config = clients.with_single_cert(certificates, key);
     let mut config: rustls::ServerConfig =
         config.map_err(|error| wrong(&files.certificate, &error))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 

@@ -13,7 +13,7 @@ mod wire;
 pub use admit::Doors;
 pub use catalog::CatalogApi;
 pub use completion::CompletionApi;
-pub use status::{DOMAIN, from_access, from_transport, refusal};
+pub use status::{DOMAIN, deadline_exceeded, from_access, from_transport, refusal};
 pub use storage::{StorageApi, StorageLimits};
 pub use wire::definition as definition_message;
 

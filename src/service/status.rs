@@ -47,6 +47,17 @@ fn with_metadata<const N: usize>(
     Status::with_error_details(code, message, details)
 }
 
+/// A request that took too long.
+#[must_use]
+pub fn deadline_exceeded() -> Status {
+    refusal(
+        Code::DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+        "the time for this request ran out; a set may still have been stored: ask again with the \
+         same request_id",
+    )
+}
+
 /// Fields that are wrong.
 pub(super) fn invalid(violations: Vec<Violation>) -> Status {
     // A status travels in headers, which clients bound at 8 KiB, and each text is in it twice.

@@ -96,6 +96,8 @@ fn to_message(status: &Status) -> tonic_types::Status {
 fn explain(status: Status) -> Status {
     match status.code() {
         Code::Cancelled => status,
+        // Only what the transport made by itself has no details.
+        _ if !status.details().is_empty() => status,
         _ => status::from_transport(&status),
     }
 }
