@@ -28,24 +28,39 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .codec_path("crate::proto::EncodedCodec")
         .server_streaming()
         .build();
-    let list = Method::builder()
-        .name("list_completions")
-        .route_name("ListCompletions")
-        .input_type("crate::proto::v1::ListCompletionsRequest")
-        .output_type("crate::proto::v1::ListCompletionsResponse")
-        .codec_path("tonic_prost::ProstCodec")
+    let consume = Method::builder()
+        .name("consume_completions")
+        .route_name("ConsumeCompletions")
+        .input_type("crate::proto::v1::ConsumeCompletionsRequest")
+        .output_type("crate::proto::Encoded<crate::proto::v1::ConsumeCompletionsResponse>")
+        .codec_path("crate::proto::EncodedCodec")
+        .client_streaming()
+        .server_streaming()
         .build();
     let service = Service::builder()
         .name("CompletionService")
         .package("accolade.v1")
         .method(watch)
-        .method(list)
+        .method(plain("list_completions", "ListCompletions"))
+        .method(consume)
+        .method(plain("list_subscriptions", "ListSubscriptions"))
+        .method(plain("delete_subscription", "DeleteSubscription"))
         .build();
     Builder::new().build_client(false).compile(&[service]);
 
     let rows = protox::compile(ROWS, ["proto"])?;
     tonic_prost_build::configure().compile_fds(rows)?;
     Ok(())
+}
+
+fn plain(name: &str, route: &str) -> Method {
+    Method::builder()
+        .name(name)
+        .route_name(route)
+        .input_type(format!("crate::proto::v1::{route}Request"))
+        .output_type(format!("crate::proto::v1::{route}Response"))
+        .codec_path("tonic_prost::ProstCodec")
+        .build()
 }
 
 fn protox_bytes(set: &protox::prost_reflect::prost_types::FileDescriptorSet) -> Vec<u8> {

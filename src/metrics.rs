@@ -1,5 +1,6 @@
 //! What is counted, under which names. Labels come from closed sets, never from outside: no id of a
-//! title or a player is one.
+//! title or a player is one. The lag of named subscriptions alone has their titles and names, which
+//! are bounded in number.
 
 use std::{
     collections::HashMap,
@@ -95,6 +96,12 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SubscriptionLabels {
+    title: String,
+    subscription: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MethodLabel {
     method: String,
 }
@@ -117,6 +124,7 @@ pub struct Metrics {
     group_updates: Histogram,
     sync_seconds: Histogram,
     feed_lag_seconds: Histogram,
+    subscription_lag: Family<SubscriptionLabels, Gauge>,
     /// Completions that became durable.
     pub completions: Counter,
     /// Connections that are open.
@@ -168,6 +176,7 @@ impl Metrics {
             group_updates: Histogram::new(GROUP_UPDATES),
             sync_seconds: times(),
             feed_lag_seconds: times(),
+            subscription_lag: Family::default(),
             completions: Counter::default(),
             connections: Gauge::default(),
             subscribers: Gauge::default(),
@@ -192,6 +201,8 @@ impl Metrics {
         all.register_with_unit("sync", help, Unit::Seconds, self.sync_seconds.clone());
         let help = "Time from noticing a completion to its being queued for every live subscriber";
         all.register_with_unit("feed_lag", help, Unit::Seconds, self.feed_lag_seconds.clone());
+        let help = "Completions that a named subscription has not acked";
+        all.register("subscription_lag_completions", help, self.subscription_lag.clone());
         all.register("completions", "Completions that became durable", self.completions.clone());
         all.register("connections", "Connections that are open", self.connections.clone());
         all.register("subscribers", "Watches that are open", self.subscribers.clone());
@@ -262,6 +273,17 @@ impl Metrics {
     /// Completions were handed to every live subscriber of their title.
     pub fn feed_lag(&self, lag: Duration) {
         self.feed_lag_seconds.observe(lag.as_secs_f64());
+    }
+
+    /// How far each named subscription is behind: (title, name, completions). Those that are not
+    /// named any more are forgotten.
+    pub fn subscription_lags(&self, lags: impl Iterator<Item = (String, String, u64)>) {
+        self.subscription_lag.clear();
+        for (title, subscription, lag) in lags {
+            let labels = SubscriptionLabels { title, subscription };
+            let lag = i64::try_from(lag).unwrap_or(i64::MAX);
+            self.subscription_lag.get_or_create(&labels).set(lag);
+        }
     }
 
     /// All of them, in the text format of OpenMetrics, which Prometheus reads.

@@ -14,7 +14,7 @@ use crate::{
     clock::Clock,
     domain::{
         Catalog, Change, DefinitionDraft, EpochSeconds, Extra, NodeId, NodeUpdate, PlayerId,
-        PlayerKey, PlayerUpdate, RequestId, SetUpdate, Title, Version,
+        PlayerKey, PlayerUpdate, RequestId, SetUpdate, SubscriptionName, Title, Version,
     },
 };
 
@@ -44,6 +44,10 @@ pub(crate) fn title(text: &str) -> Title {
 
 pub(crate) fn node_id(text: &str) -> NodeId {
     NodeId::parse(text).unwrap()
+}
+
+pub(crate) fn subscription(text: &str) -> SubscriptionName {
+    SubscriptionName::parse(text).unwrap()
 }
 
 pub(crate) fn player(title_text: &str, player: &str) -> PlayerKey {

@@ -93,6 +93,11 @@ id!(
     RequestId
 );
 
+id!(
+    /// A named subscription of a title, whose cursor the store keeps.
+    SubscriptionName
+);
+
 /// A player of a title: what a set or a read is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PlayerKey {

@@ -12,7 +12,9 @@ pub use catalog::{
     Catalog, CatalogDiff, CatalogMistake, DEFINITIONS_MAX, Definition, DefinitionDraft, Node,
 };
 pub use completion::{Completion, CompletionFilter, Cursor};
-pub use id::{ID_BYTES_MAX, IdError, NodeId, PlayerId, PlayerKey, RequestId, Title};
+pub use id::{
+    ID_BYTES_MAX, IdError, NodeId, PlayerId, PlayerKey, RequestId, SubscriptionName, Title,
+};
 pub use record::{
     EpochSeconds, Extra, MaxProgress, PROGRESS_MAX, Progress, REMEMBERED_UPDATES, Record,
     Remembered, State, ValueError, Version,

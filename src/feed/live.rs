@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 use crate::{
     domain::{Completion, Cursor, Title},
     metrics::METRICS,
-    store::{FeedError, Store},
+    store::{FeedError, FeedSource},
 };
 
 /// Batches kept for subscribers that are a little behind; one that everybody has is not kept. A
@@ -50,7 +50,7 @@ pub(super) struct Batch<T> {
 
 /// See the module. `T` is what is sent for a completion. Cloning shares it.
 pub struct Live<T> {
-    pub(super) store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn FeedSource>,
     pub(super) prepare: fn(&Completion) -> T,
     titles: Arc<Mutex<Titles<T>>>,
 }
@@ -109,7 +109,7 @@ impl<T> Clone for Live<T> {
 impl<T: Send + Sync + 'static> Live<T> {
     /// The live ends of this store's feeds; `prepare` makes what is sent for a completion.
     #[must_use]
-    pub fn new(store: Arc<dyn Store>, prepare: fn(&Completion) -> T) -> Self {
+    pub fn new(store: Arc<dyn FeedSource>, prepare: fn(&Completion) -> T) -> Self {
         Self { store, prepare, titles: Arc::default() }
     }
 

@@ -6,7 +6,7 @@ use crate::{
         Start,
         watch::{Begun, begin},
     },
-    store::{FeedError, Store},
+    store::{FeedError, FeedSource},
 };
 
 /// Completions looked at for one page, wanted or not: the bound on its work.
@@ -45,7 +45,7 @@ pub struct Page {
 /// # Errors
 ///
 /// [`FeedError`], as for a watch.
-pub async fn page(store: &dyn Store, request: PageRequest) -> Result<Page, FeedError> {
+pub async fn page(store: &dyn FeedSource, request: PageRequest) -> Result<Page, FeedError> {
     let PageRequest { title, after, filter, size } = request;
     let Begun { mut cursor, mut read, .. } = begin(store, &title, after, READ_AT_ONCE).await?;
     let mut completions = Vec::new();

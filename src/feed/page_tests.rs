@@ -1,27 +1,16 @@
 //! Retention works while a page is read. Goal: whoever named no cursor is never told that one is
 //! too old, and what was read already is given.
 
-use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Page, PageRequest, Start, page};
+use super::{Page, PageRequest, page};
 use crate::{
-    domain::{
-        Catalog, Completion, CompletionFilter, Cursor, NodeId, PlayerKey, PlayerUpdate, State,
-        Title,
-    },
-    store::{
-        Answered, CatalogError, FeedBounds, FeedError, MemoryStore, Retention, Store, StoreError,
-        StoreHealth, StoredCatalog,
-    },
+    domain::{Completion, CompletionFilter, Cursor, Title},
+    feed::Start,
+    store::{FeedBounds, FeedError, FeedSource, MemoryStore, Retention, Store, StoreError},
     testing::{TestClock, Update, title},
 };
 
@@ -35,15 +24,7 @@ struct Overtaken {
 }
 
 #[async_trait]
-impl Store for Overtaken {
-    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError> {
-        self.store.submit(update).await
-    }
-
-    async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
-        self.store.records(player).await
-    }
-
+impl FeedSource for Overtaken {
     async fn feed_bounds(&self, title: &Title) -> Result<FeedBounds, StoreError> {
         self.store.feed_bounds(title).await
     }
@@ -63,35 +44,6 @@ impl Store for Overtaken {
 
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.store.feed_changes(title)
-    }
-
-    async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError> {
-        self.store.trim_feed(title, keep).await
-    }
-
-    async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {
-        self.store.catalogs().await
-    }
-
-    async fn replace_catalog(
-        &self,
-        title: &Title,
-        expected: u64,
-        catalog: Arc<Catalog>,
-    ) -> Result<StoredCatalog, CatalogError> {
-        self.store.replace_catalog(title, expected, catalog).await
-    }
-
-    async fn count_players(
-        &self,
-        title: &Title,
-        nodes: &BTreeSet<NodeId>,
-    ) -> Result<u64, StoreError> {
-        self.store.count_players(title, nodes).await
-    }
-
-    fn health(&self) -> watch::Receiver<StoreHealth> {
-        self.store.health()
     }
 }
 

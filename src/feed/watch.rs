@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::live::{Batch, Live, Ready};
 use crate::{
     domain::{Completion, CompletionFilter, Cursor, Title},
-    store::{FeedBounds, FeedError, Store, StoreError},
+    store::{FeedBounds, FeedError, FeedSource, StoreError},
 };
 
 /// Completions read from the store at once.
@@ -102,7 +102,7 @@ pub(super) struct Begun {
 /// Finds the cursor to begin after, and reads at most `limit` completions there. A cursor that does
 /// not work is refused.
 pub(super) async fn begin(
-    store: &dyn Store,
+    store: &dyn FeedSource,
     title: &Title,
     start: Start,
     limit: usize,

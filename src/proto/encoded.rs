@@ -22,6 +22,13 @@ impl<M: Message> From<&M> for Encoded<M> {
     }
 }
 
+impl<M> Encoded<M> {
+    /// The same bytes as another message, which has the same fields under the same numbers.
+    pub fn reread<N>(self) -> Encoded<N> {
+        Encoded { bytes: self.bytes, message: PhantomData }
+    }
+}
+
 impl<M> Clone for Encoded<M> {
     fn clone(&self) -> Self {
         Self { bytes: self.bytes.clone(), message: PhantomData }

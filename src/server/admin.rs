@@ -16,11 +16,15 @@ use axum::{
     routing::get,
     serve::Listener,
 };
-use tokio::{net::TcpListener, sync::watch, task::spawn_blocking, time};
+use tokio::{net::TcpListener, task::spawn_blocking, time};
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{Connection, ConnectionLimits, Places};
-use crate::{metrics::METRICS, store::StoreHealth};
+use crate::{
+    catalog::Catalogs,
+    metrics::METRICS,
+    store::{Store, StoreHealth},
+};
 
 /// The text format of OpenMetrics 1.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -37,9 +41,11 @@ const STORE_BYTES_INTERVAL: Duration = Duration::from_secs(30);
 /// Answers `/metrics`, `/livez` and `/readyz`; not ready once `drain` is cancelled.
 pub(super) async fn serve(
     listener: TcpListener,
-    health: watch::Receiver<StoreHealth>,
+    store: Arc<dyn Store>,
+    catalogs: Catalogs,
     drain: CancellationToken,
 ) -> io::Result<()> {
+    let health = store.health();
     let ready = move || {
         let answer = match *health.borrow() {
             _ if drain.is_cancelled() => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
@@ -51,7 +57,7 @@ pub(super) async fn serve(
         async move { answer }
     };
     let router = Router::new()
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(move || metrics(store.clone(), catalogs.clone())))
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(ready));
     axum::serve(AdminListener { listener, places: Places::new(LIMITS) }, router).await
@@ -85,7 +91,17 @@ impl Listener for AdminListener {
     }
 }
 
-async fn metrics() -> impl IntoResponse {
+/// The lags of subscriptions are those of this moment.
+async fn metrics(store: Arc<dyn Store>, catalogs: Catalogs) -> impl IntoResponse {
+    let mut lags = Vec::new();
+    for title in catalogs.all().keys() {
+        let all = store.subscriptions(title).await.unwrap_or_default();
+        let told = all
+            .into_iter()
+            .map(|it| (title.as_str().to_owned(), it.name.as_str().to_owned(), it.lag));
+        lags.extend(told);
+    }
+    METRICS.subscription_lags(lags.into_iter());
     ([(CONTENT_TYPE, OPEN_METRICS)], METRICS.text())
 }
 

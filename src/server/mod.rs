@@ -256,7 +256,7 @@ impl Server {
         }
         if let Some(listener) = admin_listener {
             tasks.spawn(admin::measure(settings.data.clone()));
-            let serving = admin::serve(listener, store.health(), drain.clone());
+            let serving = admin::serve(listener, store.clone(), catalogs.clone(), drain.clone());
             tasks.spawn(async move {
                 if let Err(error) = serving.await {
                     tracing::error!(%error, "metrics and probes are no longer served");

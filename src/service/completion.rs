@@ -3,10 +3,11 @@
 use std::{ops::RangeInclusive, pin::Pin, sync::Arc, time::Duration};
 
 use tokio_stream::{Stream, StreamExt};
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::{
-    admit::{Doors, caller, cost},
+    admit::{Doors, StreamPass, caller, cost},
+    consume::{Consumers, consume},
     parse::Fields,
     status, wire,
 };
@@ -18,7 +19,7 @@ use crate::{
     proto::{
         Encoded,
         completion_server::completion_service_server::CompletionService,
-        v1::{self, watch_completions_response::Event},
+        v1::{self, consume_completions_request::Action, watch_completions_response::Event},
     },
     store::Store,
 };
@@ -36,6 +37,15 @@ pub struct CompletionApi {
     store: Arc<dyn Store>,
     live: Live<Encoded<v1::WatchCompletionsResponse>>,
     doors: Doors,
+    consumers: Consumers,
+}
+
+/// What is asked of a feed, by a watch or a consumer.
+struct Asked<'a> {
+    title: &'a str,
+    player_ids: &'a [String],
+    achievement_ids: &'a [String],
+    heartbeat_interval: Option<prost_types::Duration>,
 }
 
 // === impl CompletionApi ===
@@ -44,7 +54,23 @@ impl CompletionApi {
     /// Answers from this store.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, doors: Doors) -> Self {
-        Self { live: Live::new(store.clone(), completion), store, doors }
+        let live = Live::new(store.clone(), completion);
+        Self { live, store, doors, consumers: Consumers::default() }
+    }
+
+    /// Follows a feed, for a caller who has a place for it.
+    fn follow(
+        &self,
+        request: WatchRequest,
+        pass: &StreamPass,
+    ) -> impl Stream<Item = Result<Encoded<v1::WatchCompletionsResponse>, Status>> + Send + use<>
+    {
+        let events = self.live.watch(request, pass.stop());
+        let counted = Counted::in_gauge(&METRICS.subscribers);
+        events.map(move |event| {
+            let _counted = &counted;
+            event.map(message).map_err(status::from_watch)
+        })
     }
 }
 
@@ -60,31 +86,109 @@ impl CompletionService for CompletionApi {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let cost = cost(&request, 1);
+        let asked = Asked {
+            title: &request.title,
+            player_ids: &request.player_ids,
+            achievement_ids: &request.achievement_ids,
+            heartbeat_interval: request.heartbeat_interval,
+        };
         let mut fields = Fields::default();
-        let title = fields.title(&request.title);
-        let filter = fields.filter(&request.player_ids, &request.achievement_ids);
-        let heartbeat_interval = fields.duration(
-            "heartbeat_interval",
-            request.heartbeat_interval,
-            HEARTBEAT_RANGE,
-            HEARTBEAT_DEFAULT,
-        );
+        let asked = asked.parse(&mut fields, "");
+        let request = fields.finish(asked).map(|asked| WatchRequest {
+            after: request.after.map_or(Start::Now, |text| start(&text)),
+            ..asked
+        })?;
+        self.doors.open(&caller, &request.title, Scope::Watch, cost)?;
+        let pass = self.doors.stream(&caller, Some(&request.title))?;
+        let messages = self.follow(request, &pass);
+        Ok(Response::new(Box::pin(pass.hold(messages))))
+    }
+
+    type ConsumeCompletionsStream =
+        Pin<Box<dyn Stream<Item = Result<Encoded<v1::ConsumeCompletionsResponse>, Status>> + Send>>;
+
+    async fn consume_completions(
+        &self,
+        request: Request<Streaming<v1::ConsumeCompletionsRequest>>,
+    ) -> Result<Response<Self::ConsumeCompletionsStream>, Status> {
+        let caller = caller(&request)?;
+        let mut requests = request.into_inner();
+        let first = requests.message().await.map_err(|status| status::from_stream(&status))?;
+        let action = first.as_ref().and_then(|first| first.action.as_ref());
+        let Some(Action::Subscribe(subscribe)) = action else {
+            return Err(status::missing("subscribe"));
+        };
+        let cost = cost(subscribe, 1);
+        let mut fields = Fields::default();
+        let name = fields.subscription("subscribe.name", &subscribe.name);
+        let asked = Asked {
+            title: &subscribe.title,
+            player_ids: &subscribe.player_ids,
+            achievement_ids: &subscribe.achievement_ids,
+            heartbeat_interval: subscribe.heartbeat_interval,
+        };
+        let asked = asked.parse(&mut fields, "subscribe.");
+        let (asked, name) = fields.finish(asked.zip(name))?;
+        let title = asked.title.clone();
+        self.doors.open(&caller, &title, Scope::Watch, cost)?;
+        let pass = self.doors.stream(&caller, Some(&title))?;
+
+        let claim = self.consumers.claim((title.clone(), name.clone())).await;
+        let after = match subscribe.after.as_deref() {
+            None => None,
+            Some("") => {
+                let bounds = self.store.feed_bounds(&title).await.map_err(status::from_store)?;
+                Some(bounds.oldest)
+            }
+            Some(text) => Some(Cursor::new(text)),
+        };
+        let opened = self.store.open_subscription(&title, &name, after.as_ref()).await;
+        let opened =
+            opened.map_err(|error| status::from_subscription(error, &name, "subscribe.after"))?;
+        let request = WatchRequest { after: Start::After(opened.cursor), ..asked };
+        let events = self.follow(request, &pass).map(|event| event.map(Encoded::reread));
+        let messages = consume(self.store.clone(), claim, requests, events);
+        Ok(Response::new(Box::pin(pass.hold(messages))))
+    }
+
+    async fn list_subscriptions(
+        &self,
+        request: Request<v1::ListSubscriptionsRequest>,
+    ) -> Result<Response<v1::ListSubscriptionsResponse>, Status> {
+        let caller = caller(&request)?;
+        let cost = cost(request.get_ref(), 1);
+        let mut fields = Fields::default();
+        let title = fields.title(&request.get_ref().title);
         let title = fields.finish(title)?;
         self.doors.open(&caller, &title, Scope::Watch, cost)?;
-
-        let after = match request.after {
-            None => Start::Now,
-            Some(text) => start(&text),
-        };
-        let pass = self.doors.stream(&caller, Some(&title))?;
-        let request = WatchRequest { title, after, filter, heartbeat_interval };
-        let events = self.live.watch(request, pass.stop());
-        let counted = Counted::in_gauge(&METRICS.subscribers);
-        let messages = events.map(move |event| {
-            let _counted = &counted;
-            event.map(message).map_err(status::from_watch)
+        let all = self.store.subscriptions(&title).await.map_err(status::from_store)?;
+        let subscriptions = all.into_iter().map(|it| v1::Subscription {
+            active: self.consumers.has(&(title.clone(), it.name.clone())),
+            name: it.name.as_str().to_owned(),
+            cursor: it.cursor.as_str().to_owned(),
+            lag: wire::int(it.lag),
+            moved_at: wire::int(it.moved_at.get()),
         });
-        Ok(Response::new(Box::pin(pass.hold(messages))))
+        Ok(Response::new(v1::ListSubscriptionsResponse { subscriptions: subscriptions.collect() }))
+    }
+
+    async fn delete_subscription(
+        &self,
+        request: Request<v1::DeleteSubscriptionRequest>,
+    ) -> Result<Response<v1::DeleteSubscriptionResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let cost = cost(&request, 1);
+        let mut fields = Fields::default();
+        let title = fields.title(&request.title);
+        let name = fields.subscription("name", &request.name);
+        let (title, name) = fields.finish(title.zip(name))?;
+        self.doors.open(&caller, &title, Scope::Watch, cost)?;
+        let deleted = self.store.delete_subscription(&title, &name).await;
+        deleted.map_err(|error| status::from_subscription(error, &name, "name"))?;
+        let why = status::subscription_not_found(&name);
+        self.consumers.end(&(title, name), why);
+        Ok(Response::new(v1::DeleteSubscriptionResponse {}))
     }
 
     async fn list_completions(
@@ -96,7 +200,7 @@ impl CompletionService for CompletionApi {
         let cost = cost(&request, 1);
         let mut fields = Fields::default();
         let title = fields.title(&request.title);
-        let filter = fields.filter(&request.player_ids, &request.achievement_ids);
+        let filter = fields.filter("", &request.player_ids, &request.achievement_ids);
         let size = match usize::try_from(request.page_size) {
             Ok(0) => PAGE_SIZE_DEFAULT,
             Ok(size) if size <= PAGE_SIZE_MAX => size,
@@ -123,6 +227,21 @@ impl CompletionService for CompletionApi {
             next_page_token: if page.is_last { String::new() } else { cursor.clone() },
             cursor,
         }))
+    }
+}
+
+impl Asked<'_> {
+    /// From now on, until somebody says otherwise.
+    fn parse(self, fields: &mut Fields, prefix: &str) -> Option<WatchRequest> {
+        let title = fields.title_at(&format!("{prefix}title"), self.title);
+        let filter = fields.filter(prefix, self.player_ids, self.achievement_ids);
+        let heartbeat_interval = fields.duration(
+            &format!("{prefix}heartbeat_interval"),
+            self.heartbeat_interval,
+            HEARTBEAT_RANGE,
+            HEARTBEAT_DEFAULT,
+        );
+        Some(WatchRequest { title: title?, after: Start::Now, filter, heartbeat_interval })
     }
 }
 

@@ -4,6 +4,7 @@
 mod admit;
 mod catalog;
 mod completion;
+mod consume;
 mod parse;
 mod status;
 mod storage;

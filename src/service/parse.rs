@@ -9,8 +9,8 @@ use super::{
     status::{self, Violation},
 };
 use crate::domain::{
-    Change, CompletionFilter, Extra, IdError, NodeId, PlayerId, RequestId, SetUpdate, Title,
-    ValueError, Version,
+    Change, CompletionFilter, Extra, IdError, NodeId, PlayerId, RequestId, SetUpdate,
+    SubscriptionName, Title, ValueError, Version,
 };
 
 /// Collects wrong fields while a request is parsed.
@@ -52,11 +52,19 @@ impl Fields {
     }
 
     pub(super) fn title(&mut self, text: &str) -> Option<Title> {
-        self.take("title", Title::parse(text))
+        self.title_at("title", text)
+    }
+
+    pub(super) fn title_at(&mut self, field: &str, text: &str) -> Option<Title> {
+        self.take(field, Title::parse(text))
     }
 
     pub(super) fn player(&mut self, text: &str) -> Option<PlayerId> {
         self.take("player_id", PlayerId::parse(text))
+    }
+
+    pub(super) fn subscription(&mut self, field: &str, text: &str) -> Option<SubscriptionName> {
+        self.take(field, SubscriptionName::parse(text))
     }
 
     pub(super) fn node(&mut self, field: &str, text: &str) -> Option<NodeId> {
@@ -123,10 +131,17 @@ impl Fields {
         items.filter_map(|(i, text)| self.take(&format!("{field}[{i}]"), parse(text))).collect()
     }
 
-    pub(super) fn filter(&mut self, players: &[String], nodes: &[String]) -> CompletionFilter {
+    pub(super) fn filter(
+        &mut self,
+        prefix: &str,
+        players: &[String],
+        nodes: &[String],
+    ) -> CompletionFilter {
+        let [of_players, of_nodes] =
+            ["player_ids", "achievement_ids"].map(|field| format!("{prefix}{field}"));
         CompletionFilter {
-            players: self.ids("player_ids", players, FILTER_IDS_MAX, PlayerId::parse),
-            nodes: self.ids("achievement_ids", nodes, FILTER_IDS_MAX, NodeId::parse),
+            players: self.ids(&of_players, players, FILTER_IDS_MAX, PlayerId::parse),
+            nodes: self.ids(&of_nodes, nodes, FILTER_IDS_MAX, NodeId::parse),
         }
     }
 

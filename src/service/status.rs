@@ -9,10 +9,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
     access::AccessError,
-    domain::{CatalogMistake, Cursor, NodeId, Refusal, Title},
+    domain::{CatalogMistake, Cursor, NodeId, Refusal, SubscriptionName, Title},
     feed::WatchError,
     metrics::{METRICS, Refused},
-    store::{ApplyError, CatalogError, FeedError, StoreError},
+    store::{ApplyError, CatalogError, FeedError, StoreError, SubscriptionError},
 };
 
 /// The domain of every `ErrorInfo`.
@@ -244,6 +244,49 @@ pub(super) fn from_watch(error: WatchError) -> Status {
             with_metadata(Code::Unavailable, "DRAINING", message, [("cursor", cursor)])
         }
         WatchError::Feed(error) => from_feed(error, "after"),
+    }
+}
+
+/// `field` is where the cursor came from.
+pub(super) fn from_subscription(
+    error: SubscriptionError,
+    name: &SubscriptionName,
+    field: &str,
+) -> Status {
+    match error {
+        SubscriptionError::Feed(error) => from_feed(error, field),
+        SubscriptionError::NotFound => subscription_not_found(name),
+        SubscriptionError::TooMany => {
+            refusal(Code::ResourceExhausted, "SUBSCRIPTIONS_EXHAUSTED", error.to_string())
+        }
+    }
+}
+
+/// A subscription that nobody made, or that was deleted.
+pub(super) fn subscription_not_found(name: &SubscriptionName) -> Status {
+    let message = format!("the title has no subscription {name:?}; a consumer makes it");
+    refusal(Code::NotFound, "SUBSCRIPTION_NOT_FOUND", message)
+}
+
+/// A newer consumer has the subscription.
+pub(super) fn taken_over(name: &SubscriptionName) -> Status {
+    let message = format!("another consumer has taken over subscription {name:?}");
+    refusal(Code::Aborted, "SUBSCRIPTION_TAKEN_OVER", message)
+}
+
+/// A consumer subscribes a second time.
+pub(super) fn subscribed_already() -> Status {
+    let problem = "is only for the first message; open another stream".to_owned();
+    invalid(vec![Violation { field: "subscribe".to_owned(), problem }])
+}
+
+/// Why a caller's stream could not be read on; one that went away hears nothing of it.
+pub(super) fn from_stream(status: &Status) -> Status {
+    match status.code() {
+        Code::Cancelled => status.clone(),
+        // Only what the transport made by itself has no details.
+        _ if !status.details().is_empty() => status.clone(),
+        _ => from_transport(status),
     }
 }
 

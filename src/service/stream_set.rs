@@ -5,7 +5,7 @@ use futures_util::stream::FuturesUnordered;
 use prost::Message;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming};
+use tonic::{Status, Streaming};
 
 use super::{StorageApi, status};
 use crate::{
@@ -45,7 +45,7 @@ pub(super) fn stream_set(
                     match request {
                         // Each set has its place in the store before the next is looked at.
                         Some(Ok(request)) => under_way.push(take(&api, &caller, request).await),
-                        Some(Err(status)) => end = Some(Err(explain(status))),
+                        Some(Err(status)) => end = Some(Err(status::from_stream(&status))),
                         None => end = Some(Ok(())),
                     }
                 }
@@ -90,14 +90,4 @@ fn to_message(status: &Status) -> tonic_types::Status {
         message: status.message().to_owned(),
         details: Vec::new(),
     })
-}
-
-/// Why a stream could not be read on; a caller that went away hears nothing of it.
-fn explain(status: Status) -> Status {
-    match status.code() {
-        Code::Cancelled => status,
-        // Only what the transport made by itself has no details.
-        _ if !status.details().is_empty() => status,
-        _ => status::from_transport(&status),
-    }
 }

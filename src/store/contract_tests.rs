@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{ApplyError, CatalogError, FeedError, MemoryStore, Retention, Store, sled::SledStore};
+use super::{
+    ApplyError, CatalogError, FeedError, FeedSource, MemoryStore, Retention, SUBSCRIPTIONS_MAX,
+    Store, Subscription, SubscriptionError, sled::SledStore,
+};
 use crate::{
     domain::{Change, Cursor, EpochSeconds, Refusal, Verdict},
-    testing::{TestClock, Update, catalog, node_id, player, title},
+    testing::{TestClock, Update, catalog, node_id, player, subscription, title},
 };
 
 const HOUR: u64 = 3600;
@@ -59,6 +62,18 @@ impl Subject {
         self.store.feed_bounds(&title("t")).await.unwrap().oldest
     }
 
+    async fn opened(
+        &self,
+        name: &str,
+        after: Option<&Cursor>,
+    ) -> Result<Subscription, SubscriptionError> {
+        self.store.open_subscription(&title("t"), &subscription(name), after).await
+    }
+
+    async fn acked(&self, name: &str, through: &Cursor) -> Result<Subscription, SubscriptionError> {
+        self.store.ack(&title("t"), &subscription(name), through).await
+    }
+
     async fn trim(&self, keep: Retention) -> usize {
         let mut removed = 0;
         loop {
@@ -71,6 +86,56 @@ impl Subject {
 }
 
 contract! {
+    async fn a_new_subscription_begins_now_and_stays_where_it_is_acked(subject: Subject) {
+        let before = subject.complete("p1", "n").await;
+        let opened = subject.opened("s", None).await.unwrap();
+        assert_eq!((&opened.cursor, opened.lag), (&before, 0));
+        let first = subject.complete("p2", "n").await;
+        let second = subject.complete("p3", "n").await;
+        assert_eq!(subject.opened("s", None).await.unwrap().lag, 2, "a second consumer");
+        subject.clock.put(2000);
+        let acked = subject.acked("s", &first).await.unwrap();
+        assert_eq!((&acked.cursor, acked.lag, acked.moved_at.get()), (&first, 1, 2000));
+        subject.acked("s", &before).await.unwrap();
+        let all = subject.store.subscriptions(&title("t")).await.unwrap();
+        assert_eq!(all, [acked], "an older ack changes nothing");
+        subject.acked("s", &second).await.unwrap();
+        assert_eq!(subject.opened("s", Some(&first)).await.unwrap().lag, 1, "moved back");
+        assert!(subject.store.subscriptions(&title("u")).await.unwrap().is_empty());
+    }
+
+    async fn only_cursors_of_the_feed_move_a_subscription(subject: Subject) {
+        let first = subject.complete("p1", "n").await;
+        let oldest = subject.oldest().await;
+        let of_nothing = Cursor::new("nonsense");
+        let refused = subject.opened("s", Some(&of_nothing)).await;
+        assert!(matches!(refused, Err(SubscriptionError::Feed(FeedError::NotACursor))));
+        assert!(subject.store.subscriptions(&title("t")).await.unwrap().is_empty());
+        assert!(matches!(subject.acked("s", &first).await, Err(SubscriptionError::NotFound)));
+        subject.opened("s", Some(&oldest)).await.unwrap();
+        subject.trim(Retention { count: Some(0), completed_since: None }).await;
+        let refused = subject.opened("s", Some(&oldest)).await;
+        assert!(matches!(refused, Err(SubscriptionError::Feed(FeedError::Expired { .. }))));
+        let lag = subject.opened("s", None).await.unwrap().lag;
+        assert_eq!(lag, 1, "it stands where it stood, and its consumer is told");
+        subject.acked("s", &first).await.expect("delivered before it was removed");
+    }
+
+    async fn a_title_has_a_bounded_number_of_subscriptions(subject: Subject) {
+        for n in 0..SUBSCRIPTIONS_MAX {
+            subject.opened(&format!("s{n}"), None).await.unwrap();
+        }
+        assert!(matches!(subject.opened("more", None).await, Err(SubscriptionError::TooMany)));
+        subject.opened("s7", None).await.expect("it is there already");
+        let delete = |name| {
+            let (store, name) = (subject.store.clone(), subscription(name));
+            async move { store.delete_subscription(&title("t"), &name).await }
+        };
+        delete("s7").await.unwrap();
+        assert!(matches!(delete("s7").await, Err(SubscriptionError::NotFound)));
+        subject.opened("more", None).await.unwrap();
+    }
+
     async fn a_set_is_read_back(subject: Subject) {
         let update = Update::of("t", "p").delta("n", 10, 3).build();
         let applied = subject.store.apply(update).await.unwrap();

@@ -11,14 +11,15 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    Answered, Applied, ApplyError, CatalogError, FeedBounds, FeedError, Retention, Store,
-    StoreError, StoreHealth, StoredCatalog, TITLES_MAX, cursor::CursorCodec,
+    Answered, Applied, ApplyError, CatalogError, FeedBounds, FeedError, FeedSource, Retention,
+    SUBSCRIPTIONS_MAX, Store, StoreError, StoreHealth, StoredCatalog, Subscription,
+    SubscriptionError, TITLES_MAX, cursor::CursorCodec,
 };
 use crate::{
     clock::Clock,
     domain::{
         Catalog, Completion, Cursor, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, Record, State,
-        Title, decide,
+        SubscriptionName, Title, decide,
     },
 };
 
@@ -35,6 +36,7 @@ struct Inner {
     records: BTreeMap<(PlayerKey, NodeId), (Record, u64)>,
     feeds: BTreeMap<Title, Feed>,
     catalogs: BTreeMap<Title, StoredCatalog>,
+    subscriptions: BTreeMap<(Title, SubscriptionName), (u64, EpochSeconds)>,
 }
 
 struct Feed {
@@ -73,6 +75,30 @@ impl MemoryStore {
             health: watch::Sender::new(StoreHealth::Serving),
             inner: Mutex::default(),
         }
+    }
+
+    /// The place of a cursor that works.
+    fn place(&self, inner: &mut Inner, title: &Title, cursor: &Cursor) -> Result<u64, FeedError> {
+        let sequence = self.cursors.decode(title, cursor).ok_or(FeedError::NotACursor)?;
+        let feed = inner.feeds.entry(title.clone()).or_default();
+        let oldest = self.cursors.encode(title, feed.trimmed_through);
+        match sequence {
+            it if it > feed.head() => Err(FeedError::InFuture { oldest }),
+            it if it < feed.trimmed_through => Err(FeedError::Expired { oldest }),
+            _ => Ok(sequence),
+        }
+    }
+
+    fn subscription(
+        &self,
+        inner: &mut Inner,
+        title: &Title,
+        name: &SubscriptionName,
+    ) -> Option<Subscription> {
+        let (sequence, moved_at) = *inner.subscriptions.get(&(title.clone(), name.clone()))?;
+        let head = inner.feeds.entry(title.clone()).or_default().head();
+        let (cursor, lag) = (self.cursors.encode(title, sequence), head - sequence);
+        Some(Subscription { name: name.clone(), cursor, lag, moved_at })
     }
 
     fn apply_now(&self, update: &PlayerUpdate) -> Result<Applied, ApplyError> {
@@ -120,19 +146,7 @@ impl MemoryStore {
 }
 
 #[async_trait]
-impl Store for MemoryStore {
-    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError> {
-        let (answer, answered) = Answered::new();
-        let _ = answer.send(self.apply_now(&update));
-        Ok(answered)
-    }
-
-    async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
-        let inner = self.inner.lock();
-        let of_player = inner.records.iter().filter(|((key, _), _)| key == player);
-        Ok(of_player.map(|((_, node), (record, _))| (node.clone(), record.state.clone())).collect())
-    }
-
+impl FeedSource for MemoryStore {
     async fn feed_bounds(&self, title: &Title) -> Result<FeedBounds, StoreError> {
         let mut inner = self.inner.lock();
         let feed = inner.feeds.entry(title.clone()).or_default();
@@ -148,22 +162,31 @@ impl Store for MemoryStore {
         after: &Cursor,
         limit: usize,
     ) -> Result<Vec<Completion>, FeedError> {
-        let sequence = self.cursors.decode(title, after).ok_or(FeedError::NotACursor)?;
         let mut inner = self.inner.lock();
+        let sequence = self.place(&mut inner, title, after)?;
         let feed = inner.feeds.entry(title.clone()).or_default();
-        let oldest = self.cursors.encode(title, feed.trimmed_through);
-        if sequence > feed.head() {
-            return Err(FeedError::InFuture { oldest });
-        }
-        let Some(skipped) = sequence.checked_sub(feed.trimmed_through) else {
-            return Err(FeedError::Expired { oldest });
-        };
+        let skipped = sequence - feed.trimmed_through;
         let skipped = usize::try_from(skipped).unwrap_or(usize::MAX);
         Ok(feed.completions.iter().skip(skipped).take(limit).cloned().collect())
     }
 
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.inner.lock().feeds.entry(title.clone()).or_default().changes.subscribe()
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError> {
+        let (answer, answered) = Answered::new();
+        let _ = answer.send(self.apply_now(&update));
+        Ok(answered)
+    }
+
+    async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
+        let inner = self.inner.lock();
+        let of_player = inner.records.iter().filter(|((key, _), _)| key == player);
+        Ok(of_player.map(|((_, node), (record, _))| (node.clone(), record.state.clone())).collect())
     }
 
     async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError> {
@@ -178,6 +201,64 @@ impl Store for MemoryStore {
             feed.trimmed_through += 1;
         }
         Ok(before - feed.completions.len())
+    }
+
+    async fn open_subscription(
+        &self,
+        title: &Title,
+        name: &SubscriptionName,
+        after: Option<&Cursor>,
+    ) -> Result<Subscription, SubscriptionError> {
+        let inner = &mut *self.inner.lock();
+        let sequence = after.map(|after| self.place(inner, title, after)).transpose()?;
+        let head = inner.feeds.entry(title.clone()).or_default().head();
+        let known = inner.subscriptions.keys().filter(|(of, _)| of == title).count();
+        let key = (title.clone(), name.clone());
+        if !inner.subscriptions.contains_key(&key) && known >= SUBSCRIPTIONS_MAX {
+            return Err(SubscriptionError::TooMany);
+        }
+        let now = self.clock.now();
+        let place = inner.subscriptions.entry(key).or_insert((sequence.unwrap_or(head), now));
+        if let Some(sequence) = sequence.filter(|sequence| *sequence != place.0) {
+            *place = (sequence, now);
+        }
+        self.subscription(inner, title, name).ok_or(SubscriptionError::NotFound)
+    }
+
+    async fn ack(
+        &self,
+        title: &Title,
+        name: &SubscriptionName,
+        through: &Cursor,
+    ) -> Result<Subscription, SubscriptionError> {
+        let inner = &mut *self.inner.lock();
+        let sequence = match self.place(inner, title, through) {
+            // It was delivered, and has left the feed since.
+            Err(FeedError::Expired { .. }) => self.cursors.decode(title, through).unwrap_or(0),
+            place => place?,
+        };
+        let place = inner.subscriptions.get_mut(&(title.clone(), name.clone()));
+        let place = place.ok_or(SubscriptionError::NotFound)?;
+        if sequence > place.0 {
+            *place = (sequence, self.clock.now());
+        }
+        self.subscription(inner, title, name).ok_or(SubscriptionError::NotFound)
+    }
+
+    async fn subscriptions(&self, title: &Title) -> Result<Vec<Subscription>, StoreError> {
+        let inner = &mut *self.inner.lock();
+        let names = inner.subscriptions.keys().filter(|(of, _)| of == title);
+        let names: Vec<_> = names.map(|(_, name)| name.clone()).collect();
+        Ok(names.iter().filter_map(|name| self.subscription(inner, title, name)).collect())
+    }
+
+    async fn delete_subscription(
+        &self,
+        title: &Title,
+        name: &SubscriptionName,
+    ) -> Result<(), SubscriptionError> {
+        let removed = self.inner.lock().subscriptions.remove(&(title.clone(), name.clone()));
+        removed.map(drop).ok_or(SubscriptionError::NotFound)
     }
 
     async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {

@@ -20,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::domain::{
     Catalog, Completion, Cursor, EpochSeconds, NodeId, Outcome, PlayerKey, PlayerUpdate, Refusal,
-    State, Title,
+    State, SubscriptionName, Title,
 };
 
 pub use memory::MemoryStore;
@@ -28,23 +28,12 @@ pub use memory::MemoryStore;
 /// Most titles of one store; each has a little memory of its own for as long as it runs.
 pub const TITLES_MAX: usize = 1000;
 
-/// Keeps everything. Whatever a method returns or shows is durable before it does.
-///
-/// A future that is dropped leaves its update wholly applied or not at all.
+/// Most named subscriptions of one title.
+pub const SUBSCRIPTIONS_MAX: usize = 100;
+
+/// Where completions are read. Whatever a method shows is durable before it does.
 #[async_trait]
-pub trait Store: Send + Sync + 'static {
-    /// Judges and stores one player's updates, all or none ([`crate::domain::decide`]).
-    async fn apply(&self, update: PlayerUpdate) -> Result<Applied, ApplyError> {
-        self.submit(update).await?.await
-    }
-
-    /// The first half of [`Store::apply`]: the update has its place in the order of all updates
-    /// when this returns, and is applied whether or not somebody waits for the answer.
-    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError>;
-
-    /// All records of one player in the order of their ids' bytes, as of one moment.
-    async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError>;
-
+pub trait FeedSource: Send + Sync + 'static {
     /// The two ends of a title's feed.
     async fn feed_bounds(&self, title: &Title) -> Result<FeedBounds, StoreError>;
 
@@ -59,10 +48,55 @@ pub trait Store: Send + Sync + 'static {
 
     /// Wakes whenever completions of a title became visible.
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()>;
+}
+
+/// Keeps everything. Whatever a method returns or shows is durable before it does.
+///
+/// A future that is dropped leaves its update wholly applied or not at all.
+#[async_trait]
+pub trait Store: FeedSource {
+    /// Judges and stores one player's updates, all or none ([`crate::domain::decide`]).
+    async fn apply(&self, update: PlayerUpdate) -> Result<Applied, ApplyError> {
+        self.submit(update).await?.await
+    }
+
+    /// The first half of [`Store::apply`]: the update has its place in the order of all updates
+    /// when this returns, and is applied whether or not somebody waits for the answer.
+    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError>;
+
+    /// All records of one player in the order of their ids' bytes, as of one moment.
+    async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError>;
 
     /// Removes the oldest completions that `keep` does not keep, a bounded number of them, and
     /// tells how many; 0 means that there are no more.
     async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError>;
+
+    /// Finds a named subscription, or makes it where there is none, at the feed's end. With `after`
+    /// it is moved there.
+    async fn open_subscription(
+        &self,
+        title: &Title,
+        name: &SubscriptionName,
+        after: Option<&Cursor>,
+    ) -> Result<Subscription, SubscriptionError>;
+
+    /// Moves a subscription forward; a cursor behind it changes nothing.
+    async fn ack(
+        &self,
+        title: &Title,
+        name: &SubscriptionName,
+        through: &Cursor,
+    ) -> Result<Subscription, SubscriptionError>;
+
+    /// Every subscription of a title, in the order of their names' bytes.
+    async fn subscriptions(&self, title: &Title) -> Result<Vec<Subscription>, StoreError>;
+
+    /// Forgets a subscription.
+    async fn delete_subscription(
+        &self,
+        title: &Title,
+        name: &SubscriptionName,
+    ) -> Result<(), SubscriptionError>;
 
     /// Every title with its catalogue.
     async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError>;
@@ -106,6 +140,19 @@ pub struct FeedBounds {
     pub oldest: Cursor,
     /// After this cursor comes what completes from now on.
     pub newest: Cursor,
+}
+
+/// Where a named subscription stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscription {
+    /// Its name.
+    pub name: SubscriptionName,
+    /// Everything up to here is acked.
+    pub cursor: Cursor,
+    /// Completions of the feed after the cursor.
+    pub lag: u64,
+    /// When the cursor was moved.
+    pub moved_at: EpochSeconds,
 }
 
 /// Which completions to keep; the default keeps all.
@@ -204,6 +251,27 @@ pub enum FeedError {
     /// The store could not.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// Why a subscription could not be opened or moved.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum SubscriptionError {
+    /// The cursor does not work.
+    #[error(transparent)]
+    Feed(#[from] FeedError),
+    /// There is none of that name.
+    #[error("the title has no such subscription")]
+    NotFound,
+    /// The title has as many as there may be.
+    #[error("the title has {SUBSCRIPTIONS_MAX} subscriptions already; delete one")]
+    TooMany,
+}
+
+impl From<StoreError> for SubscriptionError {
+    fn from(error: StoreError) -> Self {
+        Self::Feed(error.into())
+    }
 }
 
 /// Why a catalogue was not replaced.

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 use tokio::runtime::Runtime;
 
-use super::{FeedError, Retention, Store, sled::SledStore};
+use super::{FeedError, FeedSource, Retention, Store, sled::SledStore};
 use crate::{
     domain::{Change, Cursor, EpochSeconds, PlayerUpdate, Record, State, decide},
     testing::{TestClock, Update, player, title},

@@ -14,6 +14,7 @@ mod bad_input;
 mod catalog;
 mod client;
 mod command_line;
+mod consume;
 #[cfg(feature = "failpoints")]
 mod crash_points;
 mod crowds;

@@ -1,5 +1,7 @@
 //! What an operator's machines see.
 
+use std::io::Write;
+
 use accolade::proto::v1::set_achievement_storage_request::Change;
 
 use crate::support::{PATIENCE, Server, Watch, delta, get, set};
@@ -109,8 +111,11 @@ async fn probes_tell_alive_from_ready() {
         assert!(server.admin(path).0.contains("200"), "{path}");
     }
     assert!(server.admin("/").0.contains("404"));
-    // Held open by a connection that says nothing.
-    let _silent = std::net::TcpStream::connect(&server.address).unwrap();
+    // Held open by a request that is never complete.
+    let mut slow = std::net::TcpStream::connect(&server.address).unwrap();
+    let path = "/accolade.v1.AchievementStorageService/GetAchievementStorage";
+    let head = "Host: x\r\nContent-Type: application/json\r\nContent-Length: 10";
+    write!(slow, "POST {path} HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
     let start = std::time::Instant::now();
     while server.metric("accolade_connections") < 1 {
         assert!(start.elapsed() < PATIENCE, "it is accepted");

@@ -18,7 +18,7 @@ use accolade::{
         completion_service_client::CompletionServiceClient, node_update,
         set_achievement_storage_request::Change, watch_completions_response::Event,
     },
-    store::{Store, sled::SledStore},
+    store::{FeedSource, Store, sled::SledStore},
 };
 use parking_lot::Mutex;
 use tonic::Code;

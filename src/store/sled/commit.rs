@@ -22,29 +22,25 @@ use sled::Batch;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    bounds::{GROUP_BYTES_MAX, TRIM_ROWS_MAX},
+    bounds::GROUP_BYTES_MAX,
     catalogs,
     crash_point::crash_point,
     feeds::{FeedEnds, Feeds, TitleFeed},
     frame, keys,
     poison::Poison,
     publish::{Answer, Handover, Sealed},
-    read::{failed, read_row},
     rows::{StoredRecord, completion_to_row},
+    subscriptions::{Moved, Places},
     view::{Change, Changes, DurableView, find},
     watchdog::Stopwatch,
+    work::Work,
 };
 use crate::{
     clock::Clock,
-    domain::{
-        Catalog, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, Record, Ruling, Title, decide,
-    },
+    domain::{Catalog, NodeId, PlayerKey, PlayerUpdate, Record, Ruling, Title, decide},
     metrics::METRICS,
-    proto::rows::{CompletionRow, FeedRow, StoreRow},
-    store::{
-        Applied, ApplyError, CatalogError, Retention, StoreError, StoredCatalog,
-        cursor::CursorCodec,
-    },
+    proto::rows::StoreRow,
+    store::{Applied, ApplyError, CatalogError, StoreError, StoredCatalog, cursor::CursorCodec},
 };
 
 /// A group of no more jobs, with none behind it, is a sign that the store is nearly idle.
@@ -53,7 +49,7 @@ const ALONE_JOBS_MAX: usize = 2;
 /// Something to do for the committer, and whom to answer.
 pub(super) enum Job {
     Apply(PlayerUpdate, oneshot::Sender<Result<Applied, ApplyError>>),
-    Trim(Title, Retention, oneshot::Sender<Result<usize, StoreError>>),
+    Work(Box<dyn Work>),
     ReplaceCatalog(Title, u64, Arc<Catalog>, oneshot::Sender<Result<StoredCatalog, CatalogError>>),
 }
 
@@ -63,6 +59,8 @@ pub(super) struct Committer {
     pub(super) feeds: Arc<Feeds>,
     /// Feeds with every completion that is applied, durable or not.
     pub(super) applied_feeds: HashMap<Title, (Arc<TitleFeed>, FeedEnds)>,
+    /// As they are applied, durable or not.
+    pub(super) subscriptions: Places,
     pub(super) cursors: CursorCodec,
     pub(super) clock: Arc<dyn Clock>,
     /// The store's own row, as of the last group.
@@ -76,15 +74,18 @@ pub(super) struct Committer {
 
 /// Updates that become durable together.
 #[derive(Default)]
-struct Group {
+pub(super) struct Group {
     batch: Batch,
     bytes: usize,
     jobs: usize,
-    /// Changes: each is one more version of a record, revision of a catalogue, or completion that
-    /// left its feed.
-    stored: u64,
+    /// Changes: each is one more version of a record, revision of a catalogue, completion that left
+    /// its feed, or move of a subscription.
+    pub(super) stored: u64,
+    /// Changes of rows that go.
+    pub(super) removed: u64,
     changes: Changes,
-    feeds: HashMap<Title, (Arc<TitleFeed>, FeedEnds)>,
+    pub(super) feeds: HashMap<Title, (Arc<TitleFeed>, FeedEnds)>,
+    pub(super) subscriptions: Vec<Moved>,
     answers: Vec<Answer>,
 }
 
@@ -125,7 +126,7 @@ impl Committer {
                     self.seal(std::mem::take(&mut group), false);
                     self.replace_catalog(&title, expected, catalog, answer);
                 }
-                Job::Apply(..) | Job::Trim(..) => {
+                Job::Apply(..) | Job::Work(_) => {
                     if let Place::NoRoom(job) = self.place(job, &mut group) {
                         self.seal(group, false);
                         return Some(job);
@@ -148,9 +149,7 @@ impl Committer {
                 Some(result) => Answer::Applied(answer, result),
                 None => return Place::NoRoom(Job::Apply(update, answer)),
             },
-            Job::Trim(title, keep, answer) => {
-                Answer::Trimmed(answer, self.stage_trim(&title, keep, group))
-            }
+            Job::Work(work) => work.stage(self, group),
             Job::ReplaceCatalog(..) => unreachable!("a catalogue is not part of a group"),
         };
         group.answers.push(answer);
@@ -241,7 +240,7 @@ impl Committer {
     }
 
     /// A title's feed, and its ends as they are at the end of the group.
-    fn feed(&mut self, title: &Title, group: &Group) -> (Arc<TitleFeed>, FeedEnds) {
+    pub(super) fn feed(&mut self, title: &Title, group: &Group) -> (Arc<TitleFeed>, FeedEnds) {
         if let Some(feed) = group.feeds.get(title) {
             return feed.clone();
         }
@@ -252,53 +251,6 @@ impl Committer {
         let ends = feed.ends();
         self.applied_feeds.insert(title.clone(), (feed.clone(), ends));
         (feed, ends)
-    }
-
-    /// Removes the oldest completions that need not be kept, at most [`TRIM_ROWS_MAX`].
-    fn stage_trim(
-        &mut self,
-        title: &Title,
-        keep: Retention,
-        group: &mut Group,
-    ) -> Result<usize, StoreError> {
-        let (feed, mut ends) = self.feed(title, group);
-        // Only what is durable already can go.
-        let head = feed.ends().head;
-        let mut removed = Vec::new();
-        let mut completed_at = EpochSeconds::default();
-        while ends.trimmed_through < head && removed.len() < TRIM_ROWS_MAX {
-            let sequence = ends.trimmed_through + 1;
-            let key = keys::completion(title, sequence);
-            let value = self.view.tree().get(&key).map_err(failed)?;
-            let missing = || StoreError::Corrupt(format!("completion {sequence} is missing"));
-            let row: CompletionRow = read_row(&key, &value.ok_or_else(missing)?)?;
-            if keep.keeps(ends.head - ends.trimmed_through, EpochSeconds::new(row.completed_at)) {
-                break;
-            }
-            completed_at = EpochSeconds::new(row.completed_at);
-            removed.push(key);
-            ends.trimmed_through = sequence;
-        }
-        if removed.is_empty() {
-            return Ok(0);
-        }
-        let key = keys::Key::Feed(title.clone()).encode();
-        let row = FeedRow {
-            trimmed_through: ends.trimmed_through,
-            trimmed_completed_at: completed_at.get(),
-        };
-        let value = frame::encode(&key, &row);
-        group.write(key, Some(value));
-        let count = removed.len();
-        group.stored += count as u64;
-        for key in removed {
-            group.write(key, None);
-        }
-        crash_point!("trimming");
-        // Readers must learn that these are going before they go.
-        feed.trim(ends.trimmed_through);
-        group.feeds.insert(title.clone(), (feed, ends));
-        Ok(count)
     }
 
     /// Writes a catalogue in steps of bounded size. Writing the title's row is the commit point;
@@ -336,7 +288,9 @@ impl Committer {
 
     /// Applies a group and has it published; `is_alone` where no other job waits.
     fn seal(&mut self, group: Group, is_alone: bool) {
-        let Group { mut batch, bytes, stored, changes, feeds, answers, .. } = group;
+        let Group {
+            mut batch, bytes, stored, removed, changes, feeds, subscriptions, answers, ..
+        } = group;
         if bytes == 0 && answers.is_empty() {
             return;
         }
@@ -361,6 +315,7 @@ impl Committer {
         if bytes > 0 {
             self.row.groups += 1;
             self.row.changes += stored;
+            self.row.removed_changes += removed;
             let key = keys::Key::Store.encode();
             let value = frame::encode(&key, &self.row);
             batch.insert(key, value);
@@ -376,7 +331,8 @@ impl Committer {
                 return;
             }
         }
-        let sealed = Sealed { number: (bytes > 0).then_some(self.row.groups), feeds: extended };
+        let number = (bytes > 0).then_some(self.row.groups);
+        let sealed = Sealed { number, feeds: extended, subscriptions };
         self.handover.hand_over(sealed, is_alone, &self.publisher);
     }
 }
@@ -385,7 +341,7 @@ impl Committer {
 fn refuse(job: Job) {
     match job {
         Job::Apply(_, answer) => drop(answer.send(Err(StoreError::Poisoned.into()))),
-        Job::Trim(_, _, answer) => drop(answer.send(Err(StoreError::Poisoned))),
+        Job::Work(work) => work.refuse(),
         Job::ReplaceCatalog(_, _, _, answer) => {
             drop(answer.send(Err(StoreError::Poisoned.into())));
         }
@@ -395,7 +351,7 @@ fn refuse(job: Job) {
 // === impl Group ===
 
 impl Group {
-    fn write(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+    pub(super) fn write(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
         self.bytes += key.len() + value.as_ref().map_or(0, Vec::len);
         match value {
             Some(value) => self.batch.insert(key, value),

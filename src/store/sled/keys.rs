@@ -12,10 +12,11 @@
 //! | 4 | title | `FeedRow` | retention |
 //! | 5 | title, player, node | `RecordRow` | sets |
 //! | 6 | title, sequence (8) | `CompletionRow` | sets; removed by retention only |
+//! | 7 | title, subscription | `SubscriptionRow` | consumers |
 //!
 //! First bytes are stored, so they never change meaning.
 
-use crate::domain::{NodeId, PlayerId, PlayerKey, Title};
+use crate::domain::{NodeId, PlayerId, PlayerKey, SubscriptionName, Title};
 
 const STORE: u8 = 1;
 const TITLE: u8 = 2;
@@ -23,6 +24,7 @@ const CATALOG_CHUNK: u8 = 3;
 const FEED: u8 = 4;
 const RECORD: u8 = 5;
 const COMPLETION: u8 = 6;
+const SUBSCRIPTION: u8 = 7;
 
 /// A key, read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +35,7 @@ pub(super) enum Key {
     Feed(Title),
     Record(PlayerKey, NodeId),
     Completion { title: Title, sequence: u64 },
+    Subscription(Title, SubscriptionName),
 }
 
 impl Key {
@@ -49,6 +52,11 @@ impl Key {
             Self::Feed(title) => of_title(FEED, title),
             Self::Record(player, node) => record(player, node),
             Self::Completion { title, sequence } => completion(title, *sequence),
+            Self::Subscription(title, name) => {
+                let mut key = of_title(SUBSCRIPTION, title);
+                push_text(&mut key, name.as_str());
+                key
+            }
         }
     }
 
@@ -75,6 +83,10 @@ impl Key {
                 title: reader.title()?,
                 sequence: u64::from_be_bytes(reader.take()?),
             },
+            SUBSCRIPTION => {
+                let title = reader.title()?;
+                Self::Subscription(title, SubscriptionName::parse(reader.text()?).ok()?)
+            }
             _ => return None,
         };
         reader.0.is_empty().then_some(key)
@@ -166,7 +178,7 @@ mod tests {
     }
 
     fn key() -> impl Strategy<Value = Key> {
-        (0..6u8, id(), id(), id(), any::<u64>(), any::<u32>()).prop_map(
+        (0..7u8, id(), id(), id(), any::<u64>(), any::<u32>()).prop_map(
             |(tag, title, player, node, number, chunk)| {
                 let title = Title::parse(&title).unwrap();
                 match tag {
@@ -178,6 +190,7 @@ mod tests {
                         let player = PlayerId::parse(&player).unwrap();
                         Key::Record(PlayerKey { title, player }, NodeId::parse(&node).unwrap())
                     }
+                    5 => Key::Subscription(title, SubscriptionName::parse(&player).unwrap()),
                     _ => Key::Completion { title, sequence: number },
                 }
             },

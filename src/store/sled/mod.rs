@@ -22,9 +22,12 @@ mod poison;
 mod publish;
 mod read;
 mod rows;
+mod subscriptions;
+mod trim;
 mod verify;
 mod view;
 mod watchdog;
+mod work;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -48,23 +51,28 @@ use tokio::{
 };
 
 use self::{
-    commit::{Committer, Job},
+    commit::{Committer, Group, Job},
     feeds::Feeds,
     keys::Key,
     libc_calls::LogSyncs,
     poison::Poison,
     publish::{Handover, Publisher, SyncLog},
     read::{damaged, failed, read_completion},
+    subscriptions::Subscriptions,
     view::{DurableView, Records, share_out},
     watchdog::{COMMIT_TIME_MAX, FLUSHER_AWAY_MAX, Stopwatch, sled_failure},
+    work::Staged,
 };
 use super::{
-    Answered, CatalogError, FeedBounds, FeedError, Retention, Store, StoreError, StoreHealth,
-    StoredCatalog, cursor::CursorCodec, poisoned,
+    Answered, CatalogError, FeedBounds, FeedError, FeedSource, Retention, Store, StoreError,
+    StoreHealth, StoredCatalog, Subscription, SubscriptionError, cursor::CursorCodec, poisoned,
 };
 use crate::{
     clock::Clock,
-    domain::{Catalog, Completion, Cursor, NodeId, PlayerKey, PlayerUpdate, State, Title},
+    domain::{
+        Catalog, Completion, Cursor, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, State,
+        SubscriptionName, Title,
+    },
     metrics::METRICS,
 };
 
@@ -88,6 +96,7 @@ const READS_MAX: usize = 32;
 pub struct SledStore {
     view: Arc<DurableView>,
     feeds: Arc<Feeds>,
+    subscriptions: Arc<Subscriptions>,
     cursors: CursorCodec,
     poison: Poison,
     /// `None` only while dropping.
@@ -145,6 +154,8 @@ impl SledStore {
     ) -> Self {
         let view = Arc::new(DurableView::new((*opened.db).clone(), players_bytes));
         let feeds = Arc::new(Feeds::new(opened.report.feeds));
+        let places = opened.report.subscriptions;
+        let subscriptions = Arc::new(Subscriptions::new(places.clone()));
         let cursors = CursorCodec::new(opened.row.store_id);
         let mark = opened.mark.map(Arc::new);
         let poison = Poison::new(mark.clone());
@@ -157,6 +168,7 @@ impl SledStore {
         let (publisher, groups) = std::sync::mpsc::sync_channel(0);
         let handover = Handover::new(Publisher {
             view: view.clone(),
+            subscriptions: subscriptions.clone(),
             poison: poison.clone(),
             sync_log,
             mark,
@@ -168,6 +180,7 @@ impl SledStore {
             view: view.clone(),
             feeds: feeds.clone(),
             applied_feeds: HashMap::new(),
+            subscriptions: places,
             cursors,
             clock,
             row: opened.row,
@@ -186,6 +199,7 @@ impl SledStore {
         Self {
             view,
             feeds,
+            subscriptions,
             cursors,
             poison,
             jobs,
@@ -235,6 +249,15 @@ impl SledStore {
         }
     }
 
+    /// Has the committer stage some work in a group, and waits until that is durable.
+    async fn work<T: Send + 'static, E: From<StoreError> + Send + 'static>(
+        &self,
+        stage: impl FnOnce(&mut Committer, &mut Group) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
+        let stage = Box::new(stage);
+        self.commit(|answer| Job::Work(Box::new(Staged { stage, answer }))).await?
+    }
+
     /// Runs reads that may be long where they keep nobody waiting.
     async fn read<T: Send + 'static>(
         &self,
@@ -278,24 +301,7 @@ impl Drop for SledStore {
 }
 
 #[async_trait]
-impl Store for SledStore {
-    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError> {
-        let (answer, answered) = Answered::new();
-        self.queue(Job::Apply(update, answer)).await?;
-        Ok(answered)
-    }
-
-    async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
-        let records = match self.view.cached(player) {
-            Some(records) => records,
-            None => {
-                let player = player.clone();
-                self.read(move |view| view.read(&player)).await?
-            }
-        };
-        Ok(states(&records))
-    }
-
+impl FeedSource for SledStore {
     async fn feed_bounds(&self, title: &Title) -> Result<FeedBounds, StoreError> {
         let ends = self.feeds.of(title).ends();
         Ok(FeedBounds {
@@ -340,10 +346,74 @@ impl Store for SledStore {
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.feeds.of(title).changes()
     }
+}
+
+#[async_trait]
+impl Store for SledStore {
+    async fn submit(&self, update: PlayerUpdate) -> Result<Answered, StoreError> {
+        let (answer, answered) = Answered::new();
+        self.queue(Job::Apply(update, answer)).await?;
+        Ok(answered)
+    }
+
+    async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
+        let records = match self.view.cached(player) {
+            Some(records) => records,
+            None => {
+                let player = player.clone();
+                self.read(move |view| view.read(&player)).await?
+            }
+        };
+        Ok(states(&records))
+    }
 
     async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError> {
         let title = title.clone();
-        self.commit(|answer| Job::Trim(title, keep, answer)).await?
+        self.work(move |committer, group| trim::trim(committer, group, &title, keep)).await
+    }
+
+    async fn open_subscription(
+        &self,
+        title: &Title,
+        name: &SubscriptionName,
+        after: Option<&Cursor>,
+    ) -> Result<Subscription, SubscriptionError> {
+        let (key, after) = ((title.clone(), name.clone()), after.cloned());
+        let open = move |committer: &mut Committer, group: &mut Group| {
+            subscriptions::open(committer, group, key, after.as_ref())
+        };
+        self.work(open).await
+    }
+
+    async fn ack(
+        &self,
+        title: &Title,
+        name: &SubscriptionName,
+        through: &Cursor,
+    ) -> Result<Subscription, SubscriptionError> {
+        let (key, through) = ((title.clone(), name.clone()), through.clone());
+        self.work(move |committer, group| subscriptions::ack(committer, group, key, &through)).await
+    }
+
+    async fn subscriptions(&self, title: &Title) -> Result<Vec<Subscription>, StoreError> {
+        let head = self.feeds.of(title).ends().head;
+        let all = self.subscriptions.of(title).into_iter();
+        let told = all.map(|(name, row)| Subscription {
+            name,
+            cursor: self.cursors.encode(title, row.sequence),
+            lag: head.saturating_sub(row.sequence),
+            moved_at: EpochSeconds::new(row.moved_at),
+        });
+        Ok(told.collect())
+    }
+
+    async fn delete_subscription(
+        &self,
+        title: &Title,
+        name: &SubscriptionName,
+    ) -> Result<(), SubscriptionError> {
+        let key = (title.clone(), name.clone());
+        self.work(move |committer, group| subscriptions::delete(committer, group, key)).await
     }
 
     async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {

@@ -24,6 +24,7 @@ use super::{
     feeds::{FeedEnds, TitleFeed},
     mark::Mark,
     poison::Poison,
+    subscriptions::{Moved, Subscriptions},
     view::DurableView,
     watchdog::Stopwatch,
 };
@@ -41,12 +42,15 @@ pub(super) struct Sealed {
     pub(super) number: Option<u64>,
     /// The feeds it changes, as they are after it.
     pub(super) feeds: Vec<(Arc<TitleFeed>, FeedEnds)>,
+    /// The subscriptions it moves.
+    pub(super) subscriptions: Vec<Moved>,
 }
 
 /// What to tell a caller once its group is durable.
 pub(super) enum Answer {
     Applied(oneshot::Sender<Result<Applied, ApplyError>>, Result<Applied, ApplyError>),
-    Trimmed(oneshot::Sender<Result<usize, StoreError>>, Result<usize, StoreError>),
+    /// Work that is not a set tells its caller itself.
+    Worked(Box<dyn FnOnce(Result<(), StoreError>) + Send>),
     Replaced(
         oneshot::Sender<Result<StoredCatalog, CatalogError>>,
         Result<StoredCatalog, CatalogError>,
@@ -60,7 +64,7 @@ impl Answer {
             Self::Applied(caller, result) => {
                 drop(caller.send(done.map_err(ApplyError::from).and(result)));
             }
-            Self::Trimmed(caller, result) => drop(caller.send(done.and(result))),
+            Self::Worked(tell) => tell(done),
             Self::Replaced(caller, result) => {
                 drop(caller.send(done.map_err(CatalogError::from).and(result)));
             }
@@ -83,6 +87,7 @@ struct Shared {
 /// The publisher's state.
 pub(super) struct Publisher {
     pub(super) view: Arc<DurableView>,
+    pub(super) subscriptions: Arc<Subscriptions>,
     pub(super) poison: Poison,
     pub(super) sync_log: SyncLog,
     pub(super) mark: Option<Arc<Mark>>,
@@ -165,6 +170,9 @@ impl Publisher {
             crash_point!("synced");
             self.view.publish();
             crash_point!("shown");
+        }
+        if !group.subscriptions.is_empty() {
+            self.subscriptions.publish(group.subscriptions);
         }
         for (feed, ends) in group.feeds {
             let head = feed.ends().head;

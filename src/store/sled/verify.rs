@@ -18,6 +18,7 @@ use super::{
     keys::{self, Key},
     read::{damaged, failed, read_record, read_row},
     rows::completion_from_row,
+    subscriptions::{self, Places},
 };
 use crate::{
     domain::{Completion, Cursor, EpochSeconds, NodeId, PlayerKey, Title},
@@ -40,8 +41,10 @@ pub struct Report {
     /// What is wrong, at most 20 lines; empty where everything is sound.
     pub problems: Vec<String>,
     pub(super) feeds: HashMap<Title, FeedEnds>,
+    pub(super) subscriptions: Places,
     pub(super) store: Option<StoreRow>,
-    /// Sum of all versions, revisions, and places through which feeds are trimmed.
+    /// Sum of all versions, revisions, places through which feeds are trimmed, moves of
+    /// subscriptions, and changes of rows that are gone.
     pub(super) changes: u64,
     /// Sum over completed records whose completion is retained, less the sum over completions.
     difference: u64,
@@ -90,7 +93,11 @@ impl Report {
 
     fn take(&mut self, key: &[u8], decoded: Key, value: &[u8]) -> Result<(), StoreError> {
         match decoded {
-            Key::Store => self.store = Some(read_row(key, value)?),
+            Key::Store => {
+                let row: StoreRow = read_row(key, value)?;
+                self.changes = self.changes.wrapping_add(row.removed_changes);
+                self.store = Some(row);
+            }
             Key::Title(_) => {
                 self.titles += 1;
                 let row: TitleRow = read_row(key, value)?;
@@ -106,6 +113,11 @@ impl Report {
                     newest_completed_at: EpochSeconds::new(row.trimmed_completed_at),
                 };
                 self.feeds.insert(title, ends);
+            }
+            Key::Subscription(title, name) => {
+                let row = subscriptions::checked(read_row(key, value)?)?;
+                self.changes = self.changes.wrapping_add(row.moves);
+                self.subscriptions.insert((title, name), row);
             }
             Key::Record(player, node) => self.take_record(key, &player, &node, value)?,
             Key::Completion { title, sequence } => {

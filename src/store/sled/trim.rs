@@ -1,0 +1,59 @@
+//! Removing the old end of a feed, a bounded step at a time.
+
+use super::{
+    bounds::TRIM_ROWS_MAX,
+    commit::{Committer, Group},
+    crash_point::crash_point,
+    frame, keys,
+    read::{failed, read_row},
+};
+use crate::{
+    domain::{EpochSeconds, Title},
+    proto::rows::{CompletionRow, FeedRow},
+    store::{Retention, StoreError},
+};
+
+/// Removes the oldest completions that need not be kept, at most [`TRIM_ROWS_MAX`]; tells how many.
+pub(super) fn trim(
+    committer: &mut Committer,
+    group: &mut Group,
+    title: &Title,
+    keep: Retention,
+) -> Result<usize, StoreError> {
+    let (feed, mut ends) = committer.feed(title, group);
+    // Only what is durable already can go.
+    let head = feed.ends().head;
+    let mut removed = Vec::new();
+    let mut completed_at = EpochSeconds::default();
+    while ends.trimmed_through < head && removed.len() < TRIM_ROWS_MAX {
+        let sequence = ends.trimmed_through + 1;
+        let key = keys::completion(title, sequence);
+        let value = committer.view.tree().get(&key).map_err(failed)?;
+        let missing = || StoreError::Corrupt(format!("completion {sequence} is missing"));
+        let row: CompletionRow = read_row(&key, &value.ok_or_else(missing)?)?;
+        if keep.keeps(ends.head - ends.trimmed_through, EpochSeconds::new(row.completed_at)) {
+            break;
+        }
+        completed_at = EpochSeconds::new(row.completed_at);
+        removed.push(key);
+        ends.trimmed_through = sequence;
+    }
+    if removed.is_empty() {
+        return Ok(0);
+    }
+    let key = keys::Key::Feed(title.clone()).encode();
+    let row =
+        FeedRow { trimmed_through: ends.trimmed_through, trimmed_completed_at: completed_at.get() };
+    let value = frame::encode(&key, &row);
+    group.write(key, Some(value));
+    let count = removed.len();
+    group.stored += count as u64;
+    for key in removed {
+        group.write(key, None);
+    }
+    crash_point!("trimming");
+    // Readers must learn that these are going before they go.
+    feed.trim(ends.trimmed_through);
+    group.feeds.insert(title.clone(), (feed, ends));
+    Ok(count)
+}
