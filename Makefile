@@ -40,7 +40,7 @@ crash: ## kill -9 under load; ACCOLADE_CRASH_CYCLES sets how often
 endurance: ## Memory, files and disk stay flat; ACCOLADE_SOAK_SECONDS sets for how long
 	$(CARGO) test --features $(FEATURES) --test soak
 
-clients: tools ## grpcurl, grpcio, the Python package and the READMEs' commands, against the real binary
+clients: tools programs ## Clients in other languages and the READMEs' commands, against the real binary
 	$(CARGO) build
 	PYTHONPATH=$(STUBS):clients/python/src $(BIN)/python -m pytest -q -p no:cacheprovider tests/clients
 
@@ -77,6 +77,21 @@ $(TOOLS)/installed: tests/clients/requirements.txt
 	sh tests/clients/install-strace.sh $(TOOLS)
 	touch $@
 
+# Programs of other languages; where a machine lacks what one needs, its tests say so.
+.PHONY: programs
+programs: tools $(TOOLS)/debian/unpacked clients/typescript/node_modules/installed
+	sh tests/clients/drivers/cpp/build.sh $(TOOLS)
+
+$(TOOLS)/debian/unpacked: tests/clients/install-debian.sh
+	sh tests/clients/install-debian.sh $(TOOLS)
+	mkdir -p $(@D)
+	touch $@
+
+clients/typescript/node_modules/installed: clients/typescript/package-lock.json
+	if command -v npm >/dev/null; then npm --prefix clients/typescript ci --no-audit --no-fund; \
+		else mkdir -p $(@D); echo "npm is missing: tests of TypeScript will be skipped"; fi
+	touch $@
+
 $(STUBS)/generated: $(TOOLS)/installed $(PROTOS)
 	mkdir -p $(STUBS)
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(STUBS) --grpc_python_out=$(STUBS) \
@@ -85,4 +100,4 @@ $(STUBS)/generated: $(TOOLS)/installed $(PROTOS)
 
 clean: ## Remove what was built and installed
 	cargo clean
-	rm -rf $(TOOLS)
+	rm -rf $(TOOLS) clients/typescript/node_modules clients/typescript/dist

@@ -24,11 +24,11 @@ class Server:
         self.lines = []
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
-            if not line.strip():
+            # With TLS there are no commands to paste, and no empty line behind them.
+            if not line.strip() or "https://" in line:
                 break
-        prefix = "accolade listens on http://"
-        assert self.lines[0].startswith(prefix), self.lines
-        self.address = self.lines[0].removeprefix(prefix)
+        prefix, scheme, self.address = self.lines[0].rpartition("://")
+        assert scheme and prefix.startswith("accolade listens on http"), self.lines
 
     def grpcurl(self, *args):
         """Runs grpcurl; gives its exit code, output and errors."""

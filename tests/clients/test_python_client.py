@@ -343,7 +343,7 @@ def test_the_readmes_python_runs_on_the_package_as_it_is_installed(server, tmp_p
     for block in blocks:
         assert "127.0.0.1:50151" in block
         code = block.replace("127.0.0.1:50151", server.address)
-        environment = {"PYTHONPATH": str(into)}
+        environment = {"PYTHONPATH": f"{into}:{ROOT / 'clients' / 'modsdk'}"}
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
         )

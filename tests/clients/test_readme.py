@@ -28,7 +28,8 @@ def test_every_command_of_a_readme_works(server, readme):
     for line in found:
         assert "127.0.0.1:50151" in line
         words = shlex.split(line.replace("127.0.0.1:50151", server.address))
-        is_stream = any(word.endswith("/WatchCompletions") for word in words)
+        streams = ("/WatchCompletions", "/ConsumeCompletions")
+        is_stream = any(word.endswith(streams) for word in words)
         if is_stream:
             words[1:1] = ["-max-time", "1"]
         done = subprocess.run([GRPCURL, *words[1:]], capture_output=True, text=True, timeout=30)

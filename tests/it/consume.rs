@@ -134,9 +134,10 @@ async fn a_new_consumer_takes_over_also_from_one_that_does_not_read() {
     let mut second = Consumer::start(&server, subscribe("s")).await.unwrap();
     assert_eq!(second.completion().await.player_id, "a");
     // What the first has got is behind it on its stream; its acks count no more.
-    let _ = first.requests.send(ConsumeCompletionsRequest {
-        action: Some(Action::Ack(Ack { cursor: cursors[1].clone() })),
-    });
+    let late = Action::Ack(Ack { cursor: cursors[1].clone() });
+    let late = ConsumeCompletionsRequest { action: Some(late) };
+    // The stream may have ended already.
+    let _ = first.requests.send(late).await;
     let end = first.end().await;
     assert_eq!((end.code(), reason(&end).as_str()), (Code::Aborted, "SUBSCRIPTION_TAKEN_OVER"));
     let listed = listed(&server).await;
