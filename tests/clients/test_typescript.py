@@ -24,7 +24,7 @@ PROTOCOLS = [
 ]
 
 # Requests of one title a second; more are told to wait.
-QUOTA = "200"
+QUOTA = "100"
 
 
 def run(*command, cwd=PACKAGE, **environment):

@@ -294,13 +294,13 @@ test("an answer that does not come is not waited for beyond the deadline", async
       return true;
     });
     const took = performance.now() - began;
-    assert(took > 200 && took < 2000, `${baseUrl}: ${took} ms`);
+    assert(took > 200 && took < 10_000, `${baseUrl}: ${took} ms`);
   }
 });
 
 test("over a quota it waits as long as it is told", { skip: !QUOTA }, async () => {
   const it = client({ deadlineMs: 30_000 });
-  const calls = Array.from({ length: 2 * QUOTA }, async () => {
+  const calls = Array.from({ length: 4 * QUOTA }, async () => {
     try {
       await it.storage.getAchievementStorage({ title, playerId: "1" });
       return [];
