@@ -155,4 +155,28 @@ impl CompletionService for Echo {
     ) -> std::result::Result<Response<v1::ListCompletionsResponse>, Status> {
         Err(Status::unimplemented("not measured"))
     }
+
+    type ConsumeCompletionsStream =
+        tokio_stream::Empty<std::result::Result<v1::ConsumeCompletionsResponse, Status>>;
+
+    async fn consume_completions(
+        &self,
+        _: Request<Streaming<v1::ConsumeCompletionsRequest>>,
+    ) -> std::result::Result<Response<Self::ConsumeCompletionsStream>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn list_subscriptions(
+        &self,
+        _: Request<v1::ListSubscriptionsRequest>,
+    ) -> std::result::Result<Response<v1::ListSubscriptionsResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
+
+    async fn delete_subscription(
+        &self,
+        _: Request<v1::DeleteSubscriptionRequest>,
+    ) -> std::result::Result<Response<v1::DeleteSubscriptionResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
 }
