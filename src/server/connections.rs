@@ -30,10 +30,11 @@ use tonic::transport::server::Connected;
 use super::tls::Tls;
 use crate::metrics::{Counted, METRICS, Refused};
 
-/// Time for a TLS handshake, and again for the first bytes of HTTP/2.
+/// Time for a TLS handshake, and again for the first bytes of HTTP.
 const OPENING_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// What a client of HTTP/2 sends before all else (RFC 9113, 3.4) has so many bytes.
+/// What a client of HTTP/2 sends before all else (RFC 9113, 3.4) has so many bytes. A request of
+/// HTTP/1.1 to this API has more.
 const PREFACE_BYTES: usize = 24;
 
 /// Pauses after the system could not accept: from the first to the longest.

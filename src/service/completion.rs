@@ -133,7 +133,6 @@ impl CompletionService for CompletionApi {
         self.doors.open(&caller, &title, Scope::Watch, cost)?;
         let pass = self.doors.stream(&caller, Some(&title))?;
 
-        let claim = self.consumers.claim((title.clone(), name.clone())).await;
         let after = match subscribe.after.as_deref() {
             None => None,
             Some("") => {
@@ -142,6 +141,12 @@ impl CompletionService for CompletionApi {
             }
             Some(text) => Some(Cursor::new(text)),
         };
+        // A cursor that does not work must not end the consumer there is.
+        if let Some(after) = &after {
+            let read = self.store.completions(&title, after, 1).await;
+            read.map_err(|error| status::from_feed(error, "subscribe.after"))?;
+        }
+        let claim = self.consumers.claim((title.clone(), name.clone())).await;
         let opened = self.store.open_subscription(&title, &name, after.as_ref()).await;
         let opened =
             opened.map_err(|error| status::from_subscription(error, &name, "subscribe.after"))?;

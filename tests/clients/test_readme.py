@@ -1,4 +1,4 @@
-"""Every grpcurl line of the READMEs, run as it stands there."""
+"""Every grpcurl and curl line of the READMEs, run as it stands there."""
 
 import json
 import pathlib
@@ -11,14 +11,14 @@ from conftest import GRPCURL, ROOT
 
 
 # And how many commands each has at least.
-READMES = {"README.md": 9, "README.zh-CN.md": 3}
+READMES = {"README.md": 12, "README.zh-CN.md": 3}
 
 
 def commands(readme):
     text = (ROOT / readme).read_text(encoding="utf-8")
     blocks = text.split("```sh\n")[1:]
     lines = "\n".join(block.split("```")[0] for block in blocks).replace("\\\n", " ")
-    return [line for line in lines.splitlines() if line.startswith("grpcurl ")]
+    return [line for line in lines.splitlines() if line.startswith(("grpcurl ", "curl "))]
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -28,6 +28,10 @@ def test_every_command_of_a_readme_works(server, readme):
     for line in found:
         assert "127.0.0.1:50151" in line
         words = shlex.split(line.replace("127.0.0.1:50151", server.address))
+        if words[0] == "curl":
+            done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True)
+            assert json.loads(done.stdout)["code"] == 0, (line, done.stdout)
+            continue
         streams = ("/WatchCompletions", "/ConsumeCompletions")
         is_stream = any(word.endswith(streams) for word in words)
         if is_stream:

@@ -205,6 +205,8 @@ async fn what_a_consumer_says_wrong_is_told() {
     assert!(listed(&server).await.is_empty(), "nothing was made");
 
     let mut consumer = Consumer::start(&server, subscribe("s")).await.unwrap();
+    // One that cannot begin does not take over.
+    refused(Subscribe { after: Some("x".into()), ..subscribe("s") }).await;
     consumer.ack("nonsense").await;
     assert_eq!(crate::support::fields(&consumer.end().await), ["ack.cursor"]);
     let mut consumer = Consumer::start(&server, subscribe("s")).await.unwrap();

@@ -22,6 +22,7 @@ mod deadlines;
 #[cfg(target_os = "linux")]
 mod disk_faults;
 mod documents;
+mod doors;
 mod durability;
 mod handshakes;
 mod lifecycle;

@@ -31,6 +31,9 @@ pub(super) const GROUP_JOBS_MAX: usize = 1024;
 /// Most rows that one retention step removes.
 pub(super) const TRIM_ROWS_MAX: usize = 256;
 
+/// Most bytes that work other than a set writes: a step of retention is the largest.
+pub(super) const WORK_BYTES_MAX: usize = 64 << 10;
+
 /// Largest `extra` that the server may be configured to take.
 pub const EXTRA_BYTES_MAX: usize = 64 << 10;
 
@@ -46,6 +49,8 @@ const COMPLETION_WITHOUT_EXTRA_BYTES_MAX: usize = 8 << 10;
 const _: () = {
     assert!(PAGE_ENTRIES_MAX * ENTRY_BYTES_MAX < BLOB_BYTES);
     assert!(EXTRA_BYTES_MAX + COMPLETION_WITHOUT_EXTRA_BYTES_MAX <= ENTRY_BYTES_MAX);
+    // Keys of completions: a title, a number, and what frames them.
+    assert!((TRIM_ROWS_MAX + 1) * 160 <= WORK_BYTES_MAX);
     let update = 2 * EXTRA_BYTES_DEFAULT
         + RECORD_WITHOUT_EXTRA_BYTES_MAX
         + COMPLETION_WITHOUT_EXTRA_BYTES_MAX;

@@ -22,7 +22,7 @@ use sled::Batch;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    bounds::GROUP_BYTES_MAX,
+    bounds::{GROUP_BYTES_MAX, WORK_BYTES_MAX},
     catalogs,
     crash_point::crash_point,
     feeds::{FeedEnds, Feeds, TitleFeed},
@@ -149,6 +149,9 @@ impl Committer {
                 Some(result) => Answer::Applied(answer, result),
                 None => return Place::NoRoom(Job::Apply(update, answer)),
             },
+            Job::Work(work) if group.bytes + WORK_BYTES_MAX > GROUP_BYTES_MAX => {
+                return Place::NoRoom(Job::Work(work));
+            }
             Job::Work(work) => work.stage(self, group),
             Job::ReplaceCatalog(..) => unreachable!("a catalogue is not part of a group"),
         };

@@ -1,8 +1,9 @@
 //! The store on one machine: sled 0.34.7, inside the bounds in which it survives a power cut.
 //!
 //! Rooms: `open` (creation, hygiene; with `folder`, `ballast`, `mark`) → `verify` → [`SledStore`];
-//! writes go through `commit` and then `publish`, and end with `poison`; reads go through `view`;
-//! `keys`, `frame` and `rows` are the format on disk.
+//! writes go through `commit` and then `publish`, and end with `poison`; what is written beside
+//! sets (`trim`, `subscriptions`) is `work` for the committer; reads go through `view`; `keys`,
+//! `frame` and `rows` are the format on disk.
 
 mod ballast;
 mod bounds;

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     domain::{Cursor, EpochSeconds, SubscriptionName, Title},
     proto::rows::SubscriptionRow,
-    store::{FeedError, SUBSCRIPTIONS_MAX, StoreError, Subscription, SubscriptionError},
+    store::{FeedError, SUBSCRIPTIONS_MAX, Subscription, SubscriptionError},
 };
 
 /// A title's subscription.
@@ -163,13 +163,5 @@ fn told(committer: &Committer, key: SubscriptionKey, row: SubscriptionRow) -> Su
         cursor: committer.cursors.encode(&title, row.sequence),
         lag: head.saturating_sub(row.sequence),
         moved_at: EpochSeconds::new(row.moved_at),
-    }
-}
-
-/// A row that could have been written.
-pub(super) fn checked(row: SubscriptionRow) -> Result<SubscriptionRow, StoreError> {
-    match row.moves > 0 {
-        true => Ok(row),
-        false => Err(StoreError::Corrupt("a subscription was never moved".to_owned())),
     }
 }

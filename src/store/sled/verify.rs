@@ -18,11 +18,11 @@ use super::{
     keys::{self, Key},
     read::{damaged, failed, read_record, read_row},
     rows::completion_from_row,
-    subscriptions::{self, Places},
+    subscriptions::Places,
 };
 use crate::{
     domain::{Completion, Cursor, EpochSeconds, NodeId, PlayerKey, Title},
-    proto::rows::{CompletionRow, FeedRow, StoreRow, TitleRow},
+    proto::rows::{CompletionRow, FeedRow, StoreRow, SubscriptionRow, TitleRow},
     store::StoreError,
 };
 
@@ -115,7 +115,10 @@ impl Report {
                 self.feeds.insert(title, ends);
             }
             Key::Subscription(title, name) => {
-                let row = subscriptions::checked(read_row(key, value)?)?;
+                let row: SubscriptionRow = read_row(key, value)?;
+                if row.moves == 0 {
+                    return Err(damaged(key, "was never written"));
+                }
                 self.changes = self.changes.wrapping_add(row.moves);
                 self.subscriptions.insert((title, name), row);
             }

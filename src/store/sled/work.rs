@@ -12,7 +12,7 @@ use crate::store::StoreError;
 /// What is staged.
 type Stage<T, E> = Box<dyn FnOnce(&mut Committer, &mut Group) -> Result<T, E> + Send>;
 
-/// Something to stage in a group. It must write so little that the bounds of a group still hold.
+/// Something to stage in a group; it writes at most `WORK_BYTES_MAX`.
 pub(super) trait Work: Send {
     /// Adds what it writes to a group.
     fn stage(self: Box<Self>, committer: &mut Committer, group: &mut Group) -> Answer;
