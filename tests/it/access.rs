@@ -8,11 +8,9 @@ use std::{
 
 use accolade::proto::v1::{
     ApplyCatalogRequest, BatchGetAchievementStorageRequest, BatchSetAchievementStorageRequest,
-    Definition, GetAchievementStorageRequest, GetCatalogRequest, ListCompletionsRequest,
-    ListTitlesRequest, NodeUpdate, StreamSetAchievementStorageRequest, WatchCompletionsRequest,
-    achievement_storage_service_client::AchievementStorageServiceClient,
-    catalog_service_client::CatalogServiceClient,
-    completion_service_client::CompletionServiceClient, node_update,
+    Definition, GetAchievementStorageRequest, ListCompletionsRequest, ListTitlesRequest,
+    NodeUpdate, StreamSetAchievementStorageRequest, WatchCompletionsRequest,
+    catalog_service_client::CatalogServiceClient, node_update,
     set_achievement_storage_request::Change, stream_set_achievement_storage_response::Outcome,
     watch_completions_response::Event,
 };
@@ -30,25 +28,13 @@ use tonic_types::StatusExt;
 
 use crate::{
     bad_input::RawCodec,
+    every_method::{OF_A_TITLE, try_all},
     support::{PATIENCE, Server, accolade, delta, fields, reason, text},
 };
 
 /// Two looks at the file, a second apart each; the rest is for a machine that runs other tests
 /// beside this one.
 const OUT_AFTER_MAX: Duration = Duration::from_secs(2 + 1);
-
-/// Every method that is for one title, in the order of [`try_all`].
-const OF_A_TITLE: [&str; 9] = [
-    "AchievementStorageService/GetAchievementStorage",
-    "AchievementStorageService/BatchGetAchievementStorage",
-    "CompletionService/ListCompletions",
-    "CatalogService/GetCatalog",
-    "AchievementStorageService/SetAchievementStorage",
-    "AchievementStorageService/BatchSetAchievementStorage",
-    "AchievementStorageService/StreamSetAchievementStorage",
-    "CompletionService/WatchCompletions",
-    "CatalogService/ApplyCatalog",
-];
 
 const REFLECTION: [&str; 2] = [
     "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -88,33 +74,33 @@ impl Guarded {
 }
 
 /// A request that carries a token.
-fn with<T>(token: &str, message: T) -> Request<T> {
+pub fn with<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let value = format!("Bearer {token}").parse().unwrap();
     request.metadata_mut().insert("authorization", value);
     request
 }
 
-fn get(title: &str) -> GetAchievementStorageRequest {
+pub fn get(title: &str) -> GetAchievementStorageRequest {
     let (title, player_id) = (title.to_owned(), "p".to_owned());
     GetAchievementStorageRequest { title, player_id, achievement_ids: Vec::new() }
 }
 
-fn watch(title: &str) -> WatchCompletionsRequest {
+pub fn watch(title: &str) -> WatchCompletionsRequest {
     WatchCompletionsRequest { title: title.to_owned(), ..WatchCompletionsRequest::default() }
 }
 
-fn list(title: &str, after: &str) -> ListCompletionsRequest {
+pub fn list(title: &str, after: &str) -> ListCompletionsRequest {
     let (title, after) = (title.to_owned(), after.to_owned());
     ListCompletionsRequest { title, after, ..ListCompletionsRequest::default() }
 }
 
-fn batch_get(title: &str, players: usize) -> BatchGetAchievementStorageRequest {
+pub fn batch_get(title: &str, players: usize) -> BatchGetAchievementStorageRequest {
     let player_ids = (0..players).map(|n| n.to_string()).collect();
     BatchGetAchievementStorageRequest { title: title.to_owned(), player_ids }
 }
 
-fn batch_set(title: &str) -> BatchSetAchievementStorageRequest {
+pub fn batch_set(title: &str) -> BatchSetAchievementStorageRequest {
     let update = NodeUpdate {
         node_id: "first_steps".to_owned(),
         change: Some(node_update::Change::Delta(1)),
@@ -145,7 +131,7 @@ async fn call(
     grpc.unary(request, path, RawCodec).await.map(tonic::Response::into_inner)
 }
 
-fn definitions() -> Vec<Definition> {
+pub fn definitions() -> Vec<Definition> {
     let node_id = "first_steps".to_owned();
     vec![Definition { node_id, max_progress: 100, ..Definition::default() }]
 }
@@ -153,68 +139,6 @@ fn definitions() -> Vec<Definition> {
 fn refused<T>(answer: Result<T, Status>) -> (Code, String) {
     let status = answer.err().expect("this is not allowed");
     (status.code(), reason(&status))
-}
-
-/// Each method of [`OF_A_TITLE`], and how it ends: `None` where it is allowed.
-async fn try_all(server: &Server, token: &str, title: &str) -> [Option<(Code, String)>; 9] {
-    let channel = server.channel().await;
-    let mut storage = AchievementStorageServiceClient::new(channel.clone());
-    let mut completions = CompletionServiceClient::new(channel.clone());
-    let mut catalogs = CatalogServiceClient::new(channel);
-    let ended = |status: Status| (status.code(), reason(&status));
-    let (name, dry_run) = (title.to_owned(), true);
-    let definitions = definitions();
-    let apply =
-        ApplyCatalogRequest { title: name, dry_run, definitions, ..ApplyCatalogRequest::default() };
-    let catalog = GetCatalogRequest { title: title.to_owned() };
-    let sets = tokio_stream::iter([StreamSetAchievementStorageRequest {
-        tag: 1,
-        set: Some(delta(title, "p", "first_steps", 1)),
-    }]);
-    let mut stream_set = None;
-    match storage.stream_set_achievement_storage(with(token, sets)).await {
-        Err(status) => stream_set = Some(ended(status)),
-        Ok(answers) => {
-            let answer = answers.into_inner().message().await.unwrap().unwrap();
-            if let Some(Outcome::Status(status)) = answer.outcome {
-                let code = Code::from(status.code);
-                let details = status.encode_to_vec().into();
-                let status = Status::with_details(code, status.message, details);
-                stream_set = Some(ended(status));
-            }
-        }
-    }
-    [
-        storage.get_achievement_storage(with(token, get(title))).await.err().map(ended),
-        {
-            let get = batch_get(title, 2);
-            storage.batch_get_achievement_storage(with(token, get)).await.err().map(ended)
-        },
-        completions.list_completions(with(token, list(title, ""))).await.err().map(ended),
-        catalogs.get_catalog(with(token, catalog)).await.err().map(ended),
-        {
-            let set = delta(title, "p", "first_steps", 1);
-            storage.set_achievement_storage(with(token, set)).await.err().map(ended)
-        },
-        {
-            let set = batch_set(title);
-            storage.batch_set_achievement_storage(with(token, set)).await.err().map(ended)
-        },
-        stream_set,
-        completions.watch_completions(with(token, watch(title))).await.err().map(ended),
-        catalogs.apply_catalog(with(token, apply)).await.err().map(ended),
-    ]
-}
-
-/// Goal: no method is forgotten by the tests of this file that say "every method".
-#[test]
-fn every_method_but_the_list_of_titles_is_for_one_title() {
-    let mut named = OF_A_TITLE.map(|method| format!("accolade.v1.{method}")).to_vec();
-    named.push("accolade.v1.CatalogService/ListTitles".to_owned());
-    let mut methods: Vec<_> = accolade::proto::methods().collect();
-    named.sort();
-    methods.sort();
-    assert_eq!(named, methods);
 }
 
 #[tokio::test]
@@ -273,7 +197,7 @@ async fn a_token_reaches_its_titles_and_scopes_only() {
 
     let forbidden = Some((Code::PermissionDenied, "FORBIDDEN".to_owned()));
     // In the order of `try_all`: what each scope opens.
-    let opens = [(0..4), (4..7), (7..8), (8..9), (9..9)];
+    let opens = [(0..4), (4..7), (7..11), (11..12), (12..12)];
     for (((token, _), opens), scope) in made.iter().zip(opens).zip(all) {
         let ended = try_all(server, token, "demo").await;
         for (n, (ended, method)) in ended.into_iter().zip(OF_A_TITLE).enumerate() {
@@ -288,7 +212,7 @@ async fn a_token_reaches_its_titles_and_scopes_only() {
     }
     let ended = try_all(server, &everything, "nowhere").await;
     let not_found = Some((Code::NotFound, "TITLE_NOT_FOUND".to_owned()));
-    assert_eq!(ended[..8], vec![not_found; 8]);
+    assert_eq!(ended[..11], vec![not_found; 11]);
 
     // Titles that a token is not for are not listed, and a cursor does not lead there.
     let mut catalogs = server.catalogs().await;

@@ -24,6 +24,7 @@ mod disk_faults;
 mod documents;
 mod doors;
 mod durability;
+mod every_method;
 mod handshakes;
 mod lifecycle;
 mod linear;
