@@ -4,8 +4,12 @@ use std::{env, fs, path::PathBuf};
 
 use tonic_build::manual::{Builder, Method, Service};
 
-const API: [&str; 3] =
-    ["accolade/v1/storage.proto", "accolade/v1/completion.proto", "accolade/v1/catalog.proto"];
+const API: [&str; 4] = [
+    "accolade/v1/storage.proto",
+    "accolade/v1/completion.proto",
+    "accolade/v1/catalog.proto",
+    "accolade/v1/admin.proto",
+];
 const ROWS: [&str; 1] = ["accolade/store/v1/rows.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -70,7 +70,14 @@ pub(crate) struct Update(PlayerUpdate);
 
 impl Update {
     pub(crate) fn of(title: &str, player_id: &str) -> Self {
-        Self(PlayerUpdate { key: player(title, player_id), request_id: None, updates: vec![] })
+        let key = player(title, player_id);
+        Self(PlayerUpdate { key, request_id: None, updates: vec![], happened_at: None })
+    }
+
+    /// Makes it a late one.
+    pub(crate) fn at(mut self, seconds: u64) -> Self {
+        self.0.happened_at = Some(EpochSeconds::new(seconds));
+        self
     }
 
     pub(crate) fn id(mut self, id: &str) -> Self {

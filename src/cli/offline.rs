@@ -21,8 +21,8 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<ExitCode, CliError> {
     let report = SledStore::verify(&args.dir, CACHE_BYTES);
     let report = report.map_err(|error| CliError::Unsound(error.to_string()))?;
     println!(
-        "sound: {} titles, {} records, {} completions",
-        report.titles, report.records, report.completions
+        "sound: {} titles, {} records, {} events",
+        report.titles, report.records, report.events
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -14,8 +14,8 @@ use super::{
 use crate::{
     client::may_pass,
     proto::v1::{
-        Completion, WatchCompletionsRequest, completion_service_client::CompletionServiceClient,
-        watch_completions_response::Event,
+        Completion, Reset, WatchCompletionsRequest,
+        completion_service_client::CompletionServiceClient, watch_completions_response::Event,
     },
 };
 
@@ -113,6 +113,12 @@ async fn follow(args: &WatchArgs, cursor: &mut Option<String>) -> Result<Status,
                 }
                 *cursor = Some(completion.cursor);
             }
+            Some(Event::Reset(reset)) => {
+                if !args.json {
+                    print_reset(&reset);
+                }
+                *cursor = Some(reset.cursor);
+            }
             Some(Event::Heartbeat(heartbeat)) => *cursor = Some(heartbeat.cursor),
             None => {}
         }
@@ -124,6 +130,13 @@ fn print_completion(completion: &Completion) {
         completion;
     print_line(&format!(
         "{completed_at}  {player_id:?}  {achievement_id:?}  {display_name:?}  {cursor}"
+    ));
+}
+
+fn print_reset(reset: &Reset) {
+    let Reset { player_id, achievement_id, reason, reset_at, cursor, .. } = reset;
+    print_line(&format!(
+        "{reset_at}  {player_id:?}  {achievement_id:?}  reset: {reason:?}  {cursor}"
     ));
 }
 

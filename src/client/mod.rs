@@ -45,7 +45,7 @@ pub use self::{
     add::{Add, CONFLICTS_MAX},
     authorization::Authorization,
     retry::may_pass,
-    watch::Watch,
+    watch::{Happened, Watch},
 };
 use self::{retry::Attempts, versions::Versions};
 use crate::proto::v1::{

@@ -10,7 +10,7 @@ use super::{
     retry::{Pauses, may_pass},
 };
 use crate::proto::v1::{
-    Completion, WatchCompletionsRequest, WatchCompletionsResponse,
+    Completion, Reset, WatchCompletionsRequest, WatchCompletionsResponse,
     completion_service_client::CompletionServiceClient, watch_completions_response::Event,
 };
 
@@ -31,6 +31,15 @@ pub struct Watch {
     request: WatchCompletionsRequest,
     stream: Stream,
     pauses: Pauses,
+}
+
+/// What stands at a place of a feed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Happened {
+    /// A record completed.
+    Completion(Completion),
+    /// An operator reset a record.
+    Reset(Reset),
 }
 
 /// Where the stream stands. Moments and futures are kept here, so that a call to `next` that is
@@ -94,7 +103,8 @@ impl Watch {
         self.request.after.as_deref()
     }
 
-    /// The next completion. A future of this that is dropped loses none, and no time.
+    /// The next completion; resets are passed over. A future of this that is dropped loses none, and
+    /// no time.
     ///
     /// # Errors
     ///
@@ -102,10 +112,23 @@ impl Watch {
     /// where retention took what comes next.
     pub async fn next(&mut self) -> Result<Completion, Status> {
         loop {
+            if let Happened::Completion(completion) = self.next_event().await? {
+                return Ok(completion);
+            }
+        }
+    }
+
+    /// The next completion or reset, for whoever must take something back.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Watch::next`].
+    pub async fn next_event(&mut self) -> Result<Happened, Status> {
+        loop {
             match self.message().await {
                 Ok(message) => {
-                    if let Some(completion) = self.take(message) {
-                        return Ok(completion);
+                    if let Some(happened) = self.take(message) {
+                        return Ok(happened);
                     }
                 }
                 Err(lost) => {
@@ -143,17 +166,20 @@ impl Watch {
     }
 
     /// Moves to where a message is.
-    fn take(&mut self, message: WatchCompletionsResponse) -> Option<Completion> {
-        let (cursor, completion) = match message.event? {
+    fn take(&mut self, message: WatchCompletionsResponse) -> Option<Happened> {
+        let (cursor, happened) = match message.event? {
             Event::Started(started) => (started.cursor, None),
             Event::Heartbeat(heartbeat) => (heartbeat.cursor, None),
-            Event::Completion(completion) => (completion.cursor.clone(), Some(completion)),
+            Event::Completion(completion) => {
+                (completion.cursor.clone(), Some(Happened::Completion(completion)))
+            }
+            Event::Reset(reset) => (reset.cursor.clone(), Some(Happened::Reset(reset))),
         };
         if self.request.after.as_ref() != Some(&cursor) {
             self.request.after = Some(cursor);
             self.pauses = Pauses::default();
         }
-        completion
+        happened
     }
 }
 

@@ -1,8 +1,8 @@
-//! Completions, and the cursors that name their places.
+//! Events of a title's feed, and the cursors that name their places.
 
 use std::{collections::HashSet, fmt, sync::Arc};
 
-use super::{EpochSeconds, Extra, Node, NodeId, PlayerId, PlayerKey, Progress, Version};
+use super::{EpochSeconds, Extra, Node, NodeId, PlayerId, PlayerKey, Progress, Reason, Version};
 
 /// An opaque place in a title's feed, made and understood by a store alone. Cloning is cheap.
 #[derive(Clone, PartialEq, Eq)]
@@ -28,11 +28,31 @@ impl fmt::Debug for Cursor {
     }
 }
 
+/// What stands at one place of a feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The place.
+    pub cursor: Cursor,
+    /// When it was stored; never lower than that of an entry before.
+    pub stored_at: EpochSeconds,
+    /// What happened there.
+    pub event: Event,
+}
+
+/// What happened at one place of a feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A record completed.
+    Completion(Completion),
+    /// A record was reset.
+    Reset(Reset),
+    /// Something of a player who was erased since; nobody is shown this.
+    Erased,
+}
+
 /// The one event of a record that completed, with the node as it was defined then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
-    /// Its place in the feed.
-    pub cursor: Cursor,
     /// Whose.
     pub key: PlayerKey,
     /// Of which node.
@@ -47,22 +67,53 @@ pub struct Completion {
     pub extra: Extra,
 }
 
-/// Which completions a subscriber wants. The default wants all.
+/// The event of a record that was reset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reset {
+    /// Whose.
+    pub key: PlayerKey,
+    /// Of which node.
+    pub node: NodeId,
+    /// The operator's words.
+    pub reason: Reason,
+    /// The progress before.
+    pub progress: Progress,
+    /// When the record had completed; not set where it had not.
+    pub completed_at: EpochSeconds,
+    /// The version after.
+    pub version: Version,
+    /// When.
+    pub reset_at: EpochSeconds,
+}
+
+/// Which events a subscriber wants. The default wants all.
 #[derive(Clone, Debug, Default)]
 pub struct CompletionFilter {
-    /// Only these players; empty means all.
+    /// Only of these players; empty means all.
     pub players: HashSet<PlayerId>,
-    /// Only these nodes; empty means all.
+    /// Only of these nodes; empty means all.
     pub nodes: HashSet<NodeId>,
 }
 
-impl CompletionFilter {
-    /// Whether a completion is wanted.
+impl Event {
+    /// Whose record of which node, and the version it has since.
     #[must_use]
-    pub fn admits(&self, completion: &Completion) -> bool {
-        let player = &completion.key.player;
-        let node = completion.node.definition().node_id();
-        (self.players.is_empty() || self.players.contains(player))
-            && (self.nodes.is_empty() || self.nodes.contains(node))
+    pub fn of(&self) -> Option<(&PlayerKey, &NodeId, Version)> {
+        match self {
+            Self::Completion(it) => Some((&it.key, it.node.definition().node_id(), it.version)),
+            Self::Reset(it) => Some((&it.key, &it.node, it.version)),
+            Self::Erased => None,
+        }
+    }
+}
+
+impl CompletionFilter {
+    /// Whether an event is wanted.
+    #[must_use]
+    pub fn admits(&self, event: &Event) -> bool {
+        event.of().is_some_and(|(key, node, _)| {
+            (self.players.is_empty() || self.players.contains(&key.player))
+                && (self.nodes.is_empty() || self.nodes.contains(node))
+        })
     }
 }

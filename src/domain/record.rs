@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::RequestId;
+use super::{Late, RequestId};
 
 /// Greatest progress and target: 2^53 - 1, the greatest integer that JavaScript and JSON clients
 /// read exactly.
@@ -90,7 +90,7 @@ impl MaxProgress {
 }
 
 /// How many updates of a record were stored; 0 for a record that does not exist.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Version(u64);
 
 impl Version {
@@ -127,7 +127,7 @@ impl Version {
 }
 
 /// A moment, in seconds since the Unix epoch; 0 stands for "never".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EpochSeconds(u64);
 
 impl EpochSeconds {
@@ -222,4 +222,8 @@ pub struct Record {
     pub completed_version: Version,
     /// The updates with a request id among the last [`REMEMBERED_UPDATES`], oldest first.
     pub remembered: Vec<Remembered>,
+    /// When the record was last reset; not set where it never was.
+    pub reset_at: EpochSeconds,
+    /// The late updates that can still come again, in the order they were stored.
+    pub late: Vec<Late>,
 }

@@ -10,8 +10,9 @@ use std::borrow::Borrow;
 use thiserror::Error;
 
 use super::{
-    EpochSeconds, Extra, MaxProgress, NodeUpdate, PlayerUpdate, REMEMBERED_UPDATES, Record,
-    Remembered, RequestId, SetUpdate, State, Version,
+    EpochSeconds, Extra, LATE_DAYS_MAX, LATE_UPDATES_MAX, MaxProgress, NodeUpdate, PlayerUpdate,
+    REMEMBERED_UPDATES, Record, Remembered, RequestId, SetUpdate, State, Version,
+    late::decide_late,
 };
 
 /// What became of one update.
@@ -59,6 +60,18 @@ pub enum Refusal {
         /// Which of the updates.
         index: usize,
     },
+    /// A late update is too late.
+    #[error(
+        "happened more than {LATE_DAYS_MAX} days ago: nobody can tell any more whether it \
+             was counted"
+    )]
+    TooLate,
+    /// A record has too many late updates.
+    #[error(
+        "its record has {LATE_UPDATES_MAX} late updates of the last {LATE_DAYS_MAX} days \
+             already: send one that adds up several"
+    )]
+    TooManyLate,
 }
 
 /// Judges an update against the stored `records`, one for each update and in the same order; a
@@ -79,6 +92,9 @@ pub fn decide(
     assert_eq!(update.updates.len(), records.len(), "one record for each update");
     let records: Vec<&Record> = records.iter().map(Borrow::borrow).collect();
     assert!(update.has_distinct_nodes(), "one update of each node");
+    if let Some(at) = update.happened_at {
+        return decide_late(update, at, records[0], now);
+    }
     if let Some(id) = &update.request_id
         && records.iter().any(|record| record.recall(id).is_some())
     {
@@ -118,7 +134,7 @@ fn held_back(item: &NodeUpdate, record: &Record) -> Outcome {
     }
 }
 
-fn unchanged(record: &Record) -> Outcome {
+pub(super) fn unchanged(record: &Record) -> Outcome {
     Outcome {
         verdict: Verdict::Unchanged,
         before: record.state.clone(),
@@ -129,7 +145,7 @@ fn unchanged(record: &Record) -> Outcome {
 
 /// The outcome of an earlier update, told again. A record of the batch that does not remember the
 /// id had nothing to do then, or has moved on; either way it is answered as it stands now.
-fn replay(record: &Record, id: &RequestId) -> Outcome {
+pub(super) fn replay(record: &Record, id: &RequestId) -> Outcome {
     let Some(past) = record.recall(id) else { return unchanged(record) };
     let newly_completed = past.version == record.completed_version;
     let completed = record.completed_version != Version::default();
@@ -155,7 +171,7 @@ fn replay(record: &Record, id: &RequestId) -> Outcome {
     Outcome { verdict: Verdict::Stored, before, after, newly_completed }
 }
 
-fn apply(
+pub(super) fn apply(
     record: &Record,
     update: &SetUpdate,
     request_id: Option<&RequestId>,
@@ -193,6 +209,8 @@ fn apply(
         state: after.clone(),
         completed_version: if newly_completed { version } else { record.completed_version },
         remembered: remember(record, request_id, &after),
+        reset_at: record.reset_at,
+        late: record.late.clone(),
     };
     let outcome =
         Outcome { verdict: Verdict::Stored, before: before.clone(), after, newly_completed };
@@ -205,7 +223,11 @@ fn at_least_one(now: EpochSeconds) -> EpochSeconds {
 }
 
 /// The memory after one more update: ids of the last [`REMEMBERED_UPDATES`] versions.
-fn remember(record: &Record, request_id: Option<&RequestId>, after: &State) -> Vec<Remembered> {
+pub(super) fn remember(
+    record: &Record,
+    request_id: Option<&RequestId>,
+    after: &State,
+) -> Vec<Remembered> {
     let newest = request_id.map(|id| Remembered {
         request_id: id.clone(),
         version: after.version,
@@ -218,7 +240,7 @@ fn remember(record: &Record, request_id: Option<&RequestId>, after: &State) -> V
 }
 
 impl Record {
-    fn recall(&self, id: &RequestId) -> Option<&Remembered> {
+    pub(super) fn recall(&self, id: &RequestId) -> Option<&Remembered> {
         self.remembered.iter().find(|past| past.request_id == *id)
     }
 }

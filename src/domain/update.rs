@@ -2,7 +2,9 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{Extra, MaxProgress, Node, PlayerKey, Progress, RequestId, ValueError, Version};
+use super::{
+    EpochSeconds, Extra, MaxProgress, Node, PlayerKey, Progress, RequestId, ValueError, Version,
+};
 
 /// Most updates of one batch. So many, with extras of the default limit and the largest
 /// definitions, still fit one commit group (`store/sled/bounds.rs` asserts it).
@@ -110,6 +112,8 @@ pub struct PlayerUpdate {
     pub request_id: Option<RequestId>,
     /// The updates.
     pub updates: Vec<NodeUpdate>,
+    /// When it happened, for a late update: that is of one node, and has a request id.
+    pub happened_at: Option<EpochSeconds>,
 }
 
 impl PlayerUpdate {

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::{
-    domain::{Completion, Cursor, Title},
+    domain::{Cursor, Entry, Title},
     metrics::METRICS,
     store::{FeedError, FeedSource},
 };
@@ -20,38 +20,39 @@ use crate::{
 /// batch holds at most a page of the store (64 KiB) and its messages.
 pub(super) const BATCHES: usize = 32;
 
-/// Most completions of one batch.
-const BATCH_COMPLETIONS: usize = 128;
+/// Most entries of one batch.
+const BATCH_ENTRIES: usize = 128;
 
 /// Subscribers of a title are woken so many at a time: after each few the runtime gets to other
 /// work, so that a set need not wait until all subscribers have been served. Those who join one
 /// after the other are often of one connection, whose answers then leave together.
 const PART_SUBSCRIBERS: usize = 4;
 
-/// After each part of a batch of no more completions, the other threads get the processor too (the
+/// After each part of a batch of no more entries, the other threads get the processor too (the
 /// committer, and those that write for it): else each could wait until all subscribers have been
 /// served. In larger batches that would cost a tenth of the throughput.
-const GENTLE_COMPLETIONS_MAX: usize = 16;
+const GENTLE_ENTRIES_MAX: usize = 16;
 
-/// A completion, and what is sent for it.
+/// An entry, and what is sent for it.
 #[derive(Debug)]
 pub(super) struct Ready<T> {
-    pub(super) completion: Completion,
-    pub(super) message: T,
+    pub(super) entry: Entry,
+    /// `None` where there is nothing to send.
+    pub(super) message: Option<T>,
 }
 
-/// Completions that follow each other without a hole.
+/// Entries that follow each other without a hole.
 #[derive(Debug)]
 pub(super) struct Batch<T> {
     /// After this cursor comes the first.
     pub(super) after: Cursor,
-    pub(super) completions: Vec<Ready<T>>,
+    pub(super) entries: Vec<Ready<T>>,
 }
 
-/// See the module. `T` is what is sent for a completion. Cloning shares it.
+/// See the module. `T` is what is sent for an entry. Cloning shares it.
 pub struct Live<T> {
     pub(super) store: Arc<dyn FeedSource>,
-    pub(super) prepare: fn(&Completion) -> T,
+    pub(super) prepare: fn(&Entry) -> Option<T>,
     titles: Arc<Mutex<Titles<T>>>,
 }
 
@@ -76,7 +77,7 @@ impl<T> Ring<T> {
     }
 
     async fn send(&self, batch: Batch<T>) {
-        let is_gentle = batch.completions.len() <= GENTLE_COMPLETIONS_MAX;
+        let is_gentle = batch.entries.len() <= GENTLE_ENTRIES_MAX;
         let batch = Arc::new(batch);
         let parts = self.parts.lock().clone();
         for part in parts {
@@ -107,9 +108,9 @@ impl<T> Clone for Live<T> {
 }
 
 impl<T: Send + Sync + 'static> Live<T> {
-    /// The live ends of this store's feeds; `prepare` makes what is sent for a completion.
+    /// The live ends of this store's feeds; `prepare` makes what is sent for an entry.
     #[must_use]
-    pub fn new(store: Arc<dyn FeedSource>, prepare: fn(&Completion) -> T) -> Self {
+    pub fn new(store: Arc<dyn FeedSource>, prepare: fn(&Entry) -> Option<T>) -> Self {
         Self { store, prepare, titles: Arc::default() }
     }
 
@@ -141,14 +142,14 @@ impl<T: Send + Sync + 'static> Live<T> {
         let mut woken = Instant::now();
         loop {
             changes.borrow_and_update();
-            let Ok(page) = self.store.completions(&title, &cursor, BATCH_COMPLETIONS).await else {
+            let Ok(page) = self.store.entries(&title, &cursor, BATCH_ENTRIES).await else {
                 break;
             };
             if let Some(last) = page.last() {
                 let after = std::mem::replace(&mut cursor, last.cursor.clone());
-                let ready = |completion| Ready { message: (self.prepare)(&completion), completion };
-                let completions = page.into_iter().map(ready).collect();
-                ring.send(Batch { after, completions }).await;
+                let ready = |entry| Ready { message: (self.prepare)(&entry), entry };
+                let entries = page.into_iter().map(ready).collect();
+                ring.send(Batch { after, entries }).await;
                 METRICS.feed_lag(woken.elapsed());
             } else if changes.changed().await.is_err() {
                 break;

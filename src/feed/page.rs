@@ -1,7 +1,7 @@
 //! Reading a title's feed in pages.
 
 use crate::{
-    domain::{Completion, CompletionFilter, Cursor, Title},
+    domain::{CompletionFilter, Cursor, Entry, Event, Title},
     feed::{
         Start,
         watch::{Begun, begin},
@@ -9,11 +9,11 @@ use crate::{
     store::{FeedError, FeedSource},
 };
 
-/// Completions looked at for one page, wanted or not: the bound on its work.
+/// Entries looked at for one page, wanted or not: the bound on its work.
 const SCANNED_MAX: usize = 10_000;
 const READ_AT_ONCE: usize = 1000;
 
-/// Most bytes of texts and extras in one page, but for its last completion.
+/// Most bytes of texts and extras in one page, but for its last entry.
 const PAGE_BYTES_MAX: usize = 1 << 20;
 
 /// What to read.
@@ -25,15 +25,15 @@ pub struct PageRequest {
     pub after: Start,
     /// What is wanted.
     pub filter: CompletionFilter,
-    /// Most completions to give.
+    /// Most entries to give.
     pub size: usize,
 }
 
 /// A page of a feed.
 #[derive(Clone, Debug)]
 pub struct Page {
-    /// The completions that passed the filter.
-    pub completions: Vec<Completion>,
+    /// The entries that passed the filter.
+    pub entries: Vec<Entry>,
     /// Everything up to here was given, or did not pass.
     pub cursor: Cursor,
     /// Whether the feed ends here for now.
@@ -48,33 +48,34 @@ pub struct Page {
 pub async fn page(store: &dyn FeedSource, request: PageRequest) -> Result<Page, FeedError> {
     let PageRequest { title, after, filter, size } = request;
     let Begun { mut cursor, mut read, .. } = begin(store, &title, after, READ_AT_ONCE).await?;
-    let mut completions = Vec::new();
+    let mut entries = Vec::new();
     let (mut scanned, mut bytes) = (0, 0);
     while !read.is_empty() {
-        for completion in read {
-            if completions.len() == size || scanned == SCANNED_MAX || bytes > PAGE_BYTES_MAX {
-                return Ok(Page { completions, cursor, is_last: false });
+        for entry in read {
+            if entries.len() == size || scanned == SCANNED_MAX || bytes > PAGE_BYTES_MAX {
+                return Ok(Page { entries, cursor, is_last: false });
             }
             scanned += 1;
-            cursor = completion.cursor.clone();
-            if filter.admits(&completion) {
-                bytes += weight(&completion);
-                completions.push(completion);
+            cursor = entry.cursor.clone();
+            if filter.admits(&entry.event) {
+                bytes += weight(&entry.event);
+                entries.push(entry);
             }
         }
-        read = match store.completions(&title, &cursor, READ_AT_ONCE).await {
+        read = match store.entries(&title, &cursor, READ_AT_ONCE).await {
             // Retention has overtaken this page: whoever asks for the next one is told.
             Err(FeedError::Expired { .. }) => {
-                return Ok(Page { completions, cursor, is_last: false });
+                return Ok(Page { entries, cursor, is_last: false });
             }
             read => read?,
         };
     }
-    Ok(Page { completions, cursor, is_last: true })
+    Ok(Page { entries, cursor, is_last: true })
 }
 
-/// About how many bytes a completion takes.
-fn weight(completion: &Completion) -> usize {
+/// About how many bytes an event takes.
+fn weight(event: &Event) -> usize {
+    let Event::Completion(completion) = event else { return 0 };
     let draft = completion.node.definition().draft();
     let icons = draft.unfinished_icon.len() + draft.finished_icon.len();
     let texts = [&draft.display_name, &draft.description, &draft.metadata];

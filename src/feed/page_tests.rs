@@ -36,7 +36,7 @@ impl FeedSource for Overtaken {
         limit: usize,
     ) -> Result<Vec<Completion>, FeedError> {
         if self.reads.fetch_add(1, Ordering::Relaxed) + 1 == self.read {
-            let keep = Retention { completed_since: None, count: Some(self.kept) };
+            let keep = Retention { stored_since: None, count: Some(self.kept) };
             while self.store.trim_feed(title, keep).await? > 0 {}
         }
         self.store.completions(title, after, limit).await

@@ -31,7 +31,7 @@ pub async fn retain(
         return Ok(0);
     }
     let since = |age: Duration| EpochSeconds::new(now.get().saturating_sub(age.as_secs()));
-    let keep = Retention { completed_since: rule.age.map(since), count: rule.count };
+    let keep = Retention { stored_since: rule.age.map(since), count: rule.count };
     let (mut removed, mut failed) = (0, None);
     for title in titles {
         loop {

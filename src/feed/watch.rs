@@ -13,12 +13,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::live::{Batch, Live, Ready};
 use crate::{
-    domain::{Completion, CompletionFilter, Cursor, Title},
+    domain::{CompletionFilter, Cursor, Entry, Title},
     store::{FeedBounds, FeedError, FeedSource, StoreError},
 };
 
-/// Completions read from the store at once.
-const PAGE_COMPLETIONS: usize = 256;
+/// Entries read from the store at once.
+const PAGE_ENTRIES: usize = 256;
 
 /// How often to look for a place to begin while retention moves the feed's old end.
 const BEGIN_ATTEMPTS: usize = 10;
@@ -60,8 +60,8 @@ pub enum FeedEvent<T> {
         /// The feed's old end.
         oldest: Cursor,
     },
-    /// What is sent for a completion that passed the filter.
-    Completion(T),
+    /// What is sent for an entry that passed the filter.
+    Entry(T),
     /// Nothing was sent for a while, and everything up to here was.
     Heartbeat {
         /// How far the watch has come.
@@ -96,10 +96,10 @@ pub(super) struct Begun {
     /// The feed's old end.
     pub(super) oldest: Cursor,
     /// What follows the cursor.
-    pub(super) read: Vec<Completion>,
+    pub(super) read: Vec<Entry>,
 }
 
-/// Finds the cursor to begin after, and reads at most `limit` completions there. A cursor that does
+/// Finds the cursor to begin after, and reads at most `limit` entries there. A cursor that does
 /// not work is refused.
 pub(super) async fn begin(
     store: &dyn FeedSource,
@@ -114,7 +114,7 @@ pub(super) async fn begin(
             Start::Oldest => oldest.clone(),
             Start::After(cursor) => cursor.clone(),
         };
-        match store.completions(title, &cursor, limit).await {
+        match store.entries(title, &cursor, limit).await {
             Ok(read) => return Ok(Begun { cursor, oldest, read }),
             // Retention has overtaken the place that was chosen here; the caller named none.
             Err(FeedError::Expired { .. }) if !matches!(start, Start::After(_)) => {}
@@ -149,7 +149,7 @@ impl<T: Clone + Send + Sync + 'static> Live<T> {
             loop {
                 let batch = match place {
                     Place::Behind => {
-                        let read = this.store.completions(&title, &cursor, PAGE_COMPLETIONS).await?;
+                        let read = this.store.entries(&title, &cursor, PAGE_ENTRIES).await?;
                         if read.is_empty() {
                             place = Place::CaughtUp;
                         }
@@ -167,14 +167,16 @@ impl<T: Clone + Send + Sync + 'static> Live<T> {
                     },
                 };
                 match batch {
-                    Next::Read(completions) => for completion in completions {
-                        // A subscriber may take its time between two completions.
+                    Next::Read(entries) => for entry in entries {
+                        // A subscriber may take its time between two entries.
                         if drain.is_cancelled() {
                             break;
                         }
-                        cursor = completion.cursor.clone();
-                        if filter.admits(&completion) {
-                            yield FeedEvent::Completion((this.prepare)(&completion));
+                        cursor = entry.cursor.clone();
+                        if filter.admits(&entry.event)
+                            && let Some(message) = (this.prepare)(&entry)
+                        {
+                            yield FeedEvent::Entry(message);
                             last_sent = Instant::now();
                         }
                     },
@@ -183,14 +185,16 @@ impl<T: Clone + Send + Sync + 'static> Live<T> {
                             Place::Live => Some(0),
                             _ => known(&batch, &cursor),
                         };
-                        let new = known.map_or(&[][..], |known| &batch.completions[known..]);
-                        for Ready { completion, message } in new {
+                        let new = known.map_or(&[][..], |known| &batch.entries[known..]);
+                        for Ready { entry, message } in new {
                             if drain.is_cancelled() {
                                 break;
                             }
-                            cursor = completion.cursor.clone();
-                            if filter.admits(completion) {
-                                yield FeedEvent::Completion(message.clone());
+                            cursor = entry.cursor.clone();
+                            if filter.admits(&entry.event)
+                                && let Some(message) = message
+                            {
+                                yield FeedEvent::Entry(message.clone());
                                 last_sent = Instant::now();
                             }
                         }
@@ -234,19 +238,19 @@ enum Place {
 
 /// What a subscriber got.
 enum Next<T> {
-    Read(Vec<Completion>),
+    Read(Vec<Entry>),
     Live(Arc<Batch<T>>),
     FellBehind,
     Ended,
     Silence,
 }
 
-/// How many completions of a batch are at or before a cursor that the subscriber has reached;
+/// How many entries of a batch are at or before a cursor that the subscriber has reached;
 /// `None` where the whole batch is.
 fn known<T>(batch: &Batch<T>, cursor: &Cursor) -> Option<usize> {
     if batch.after == *cursor {
         return Some(0);
     }
-    let place = batch.completions.iter().position(|ready| ready.completion.cursor == *cursor);
+    let place = batch.entries.iter().position(|ready| ready.entry.cursor == *cursor);
     place.map(|place| place + 1)
 }

@@ -48,12 +48,15 @@ use crate::{
             achievement_storage_service_server::{
                 AchievementStorageServiceServer as StorageServer, SERVICE_NAME as STORAGE_SERVICE,
             },
+            admin_service_server::{
+                AdminServiceServer as AdminServer, SERVICE_NAME as ADMIN_SERVICE,
+            },
             catalog_service_server::{
                 CatalogServiceServer as CatalogServer, SERVICE_NAME as CATALOG_SERVICE,
             },
         },
     },
-    service::{CatalogApi, CompletionApi, Doors, StorageApi, StorageLimits},
+    service::{AdminApi, CatalogApi, CompletionApi, Doors, StorageApi, StorageLimits},
     store::{
         CatalogError, Store, StoreError, poisoned,
         sled::{OpenError, SledStore},
@@ -61,7 +64,8 @@ use crate::{
 };
 
 /// What health is asked about; "" is the server as a whole.
-const HEALTH_SERVICES: [&str; 4] = ["", STORAGE_SERVICE, COMPLETION_SERVICE, CATALOG_SERVICE];
+const HEALTH_SERVICES: [&str; 5] =
+    ["", STORAGE_SERVICE, COMPLETION_SERVICE, CATALOG_SERVICE, ADMIN_SERVICE];
 
 /// Largest catalogue as a message: its texts, with room for the rest.
 const CATALOG_MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -273,6 +277,7 @@ impl Server {
         let doors = Doors { access: access.clone(), catalogs, drain: drain.clone() };
         let storage = StorageApi::new(store.clone(), doors.clone(), limits);
         let completion = CompletionApi::new(store.clone(), doors.clone());
+        let admin = AdminApi::new(store.clone(), doors.clone());
         let catalog = CatalogApi::new(store, doors, from_files);
         let router = transport(&settings, access)
             .add_service(
@@ -287,6 +292,11 @@ impl Server {
             )
             .add_service(
                 CatalogServer::new(catalog)
+                    .max_decoding_message_size(CATALOG_MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(CATALOG_MESSAGE_BYTES_MAX),
+            )
+            .add_service(
+                AdminServer::new(admin)
                     .max_decoding_message_size(CATALOG_MESSAGE_BYTES_MAX)
                     .max_encoding_message_size(CATALOG_MESSAGE_BYTES_MAX),
             )

@@ -13,7 +13,7 @@ use crate::{
     access::Scope,
     domain::{Catalog, NodeId, Title},
     proto::v1::{self, catalog_service_server::CatalogService},
-    store::Store,
+    store::{Rarity, Store},
 };
 
 /// See the module.
@@ -93,6 +93,30 @@ impl CatalogService for CatalogApi {
         }))
     }
 
+    async fn get_rarity(
+        &self,
+        request: Request<v1::GetRarityRequest>,
+    ) -> Result<Response<v1::GetRarityResponse>, Status> {
+        let caller = caller(&request)?;
+        let mut fields = Fields::default();
+        let title = fields.title(&request.get_ref().title);
+        let title = fields.finish(title)?;
+        let stored = self.doors.open(&caller, &title, Scope::Read, cost(request.get_ref(), 1))?;
+        let Rarity { players, completed } =
+            self.store.rarity(&title).await.map_err(status::from_store)?;
+        let nodes = stored.catalog.nodes().map(|node| {
+            let id = node.definition().node_id();
+            let completed = completed.get(id).copied().unwrap_or(0);
+            v1::NodeRarity {
+                achievement_id: id.as_str().to_owned(),
+                completed_players: wire::int(completed),
+                share: share(completed, players),
+            }
+        });
+        let nodes = nodes.collect();
+        Ok(Response::new(v1::GetRarityResponse { players: wire::int(players), nodes }))
+    }
+
     async fn list_titles(
         &self,
         request: Request<v1::ListTitlesRequest>,
@@ -108,5 +132,13 @@ impl CatalogService for CatalogApi {
             node_count: i32::try_from(stored.catalog.nodes().len()).unwrap_or(i32::MAX),
         });
         Ok(Response::new(v1::ListTitlesResponse { titles: titles.collect() }))
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a share; the counts stand beside it")]
+fn share(part: u64, whole: u64) -> f64 {
+    match whole {
+        0 => 0.0,
+        whole => part as f64 / whole as f64,
     }
 }

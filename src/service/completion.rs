@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     access::Scope,
-    domain::{Completion, Cursor},
+    domain::{self, Cursor, Entry},
     feed::{FeedEvent, Live, PageRequest, Start, WatchRequest, page},
     metrics::{Counted, METRICS},
     proto::{
@@ -54,7 +54,7 @@ impl CompletionApi {
     /// Answers from this store.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, doors: Doors) -> Self {
-        let live = Live::new(store.clone(), completion);
+        let live = Live::new(store.clone(), entry);
         Self { live, store, doors, consumers: Consumers::default() }
     }
 
@@ -143,7 +143,7 @@ impl CompletionService for CompletionApi {
         };
         // A cursor that does not work must not end the consumer there is.
         if let Some(after) = &after {
-            let read = self.store.completions(&title, after, 1).await;
+            let read = self.store.entries(&title, after, 1).await;
             read.map_err(|error| status::from_feed(error, "subscribe.after"))?;
         }
         let claim = self.consumers.claim((title.clone(), name.clone())).await;
@@ -227,11 +227,21 @@ impl CompletionService for CompletionApi {
         let page = page(&*self.store, request).await;
         let page = page.map_err(|error| status::from_feed(error, field))?;
         let cursor = page.cursor.as_str().to_owned();
-        Ok(Response::new(v1::ListCompletionsResponse {
-            completions: page.completions.iter().map(wire::completion).collect(),
+        let mut response = v1::ListCompletionsResponse {
             next_page_token: if page.is_last { String::new() } else { cursor.clone() },
             cursor,
-        }))
+            ..v1::ListCompletionsResponse::default()
+        };
+        for Entry { cursor, event, .. } in &page.entries {
+            match event {
+                domain::Event::Completion(it) => {
+                    response.completions.push(wire::completion(cursor, it));
+                }
+                domain::Event::Reset(it) => response.resets.push(wire::reset(cursor, it)),
+                domain::Event::Erased => {}
+            }
+        }
+        Ok(Response::new(response))
     }
 }
 
@@ -263,7 +273,7 @@ fn message(
 ) -> Encoded<v1::WatchCompletionsResponse> {
     let text = |cursor: Cursor| cursor.as_str().to_owned();
     match event {
-        FeedEvent::Completion(message) => message,
+        FeedEvent::Entry(message) => message,
         FeedEvent::Started { cursor, oldest } => {
             encode(Event::Started(v1::Started { cursor: text(cursor), oldest: text(oldest) }))
         }
@@ -273,8 +283,15 @@ fn message(
     }
 }
 
-fn completion(completion: &Completion) -> Encoded<v1::WatchCompletionsResponse> {
-    encode(Event::Completion(wire::completion(completion)))
+fn entry(entry: &Entry) -> Option<Encoded<v1::WatchCompletionsResponse>> {
+    let cursor = &entry.cursor;
+    match &entry.event {
+        domain::Event::Completion(it) => {
+            Some(encode(Event::Completion(wire::completion(cursor, it))))
+        }
+        domain::Event::Reset(it) => Some(encode(Event::Reset(wire::reset(cursor, it)))),
+        domain::Event::Erased => None,
+    }
 }
 
 fn encode(event: Event) -> Encoded<v1::WatchCompletionsResponse> {

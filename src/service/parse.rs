@@ -9,7 +9,7 @@ use super::{
     status::{self, Violation},
 };
 use crate::domain::{
-    Change, CompletionFilter, Extra, IdError, NodeId, PlayerId, RequestId, SetUpdate,
+    Change, CompletionFilter, Extra, IdError, NodeId, PlayerId, Reason, RequestId, SetUpdate,
     SubscriptionName, Title, ValueError, Version,
 };
 
@@ -60,7 +60,19 @@ impl Fields {
     }
 
     pub(super) fn player(&mut self, text: &str) -> Option<PlayerId> {
-        self.take("player_id", PlayerId::parse(text))
+        self.player_at("player_id", text)
+    }
+
+    pub(super) fn player_at(&mut self, field: &str, text: &str) -> Option<PlayerId> {
+        self.take(field, PlayerId::parse(text))
+    }
+
+    pub(super) fn reason(&mut self, text: &str) -> Option<Reason> {
+        self.take("reason", Reason::parse(text))
+    }
+
+    pub(super) fn expected_version(&mut self, version: Option<i64>) -> Option<Version> {
+        version.and_then(|version| self.take("expected_version", Version::parse(version)))
     }
 
     pub(super) fn subscription(&mut self, field: &str, text: &str) -> Option<SubscriptionName> {
@@ -73,9 +85,14 @@ impl Fields {
 
     /// "" stands for none.
     pub(super) fn request_id(&mut self, text: &str) -> Option<RequestId> {
+        self.request_id_at("request_id", text)
+    }
+
+    /// "" stands for none.
+    pub(super) fn request_id_at(&mut self, field: &str, text: &str) -> Option<RequestId> {
         match text {
             "" => None,
-            text => self.take("request_id", RequestId::parse(text)),
+            text => self.take(field, RequestId::parse(text)),
         }
     }
 
@@ -99,7 +116,7 @@ impl Fields {
         SetUpdate::new(change, extra, expected)
     }
 
-    fn change(&mut self, prefix: &str, change: AskedChange) -> Option<Change> {
+    pub(super) fn change(&mut self, prefix: &str, change: AskedChange) -> Option<Change> {
         let number = |this: &mut Self, field, parsed: Result<Change, ValueError>| {
             this.take(&format!("{prefix}{field}"), parsed)
         };

@@ -4,6 +4,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -12,7 +13,9 @@ use crate::{
     domain::{CatalogMistake, Cursor, NodeId, Refusal, SubscriptionName, Title},
     feed::WatchError,
     metrics::{METRICS, Refused},
-    store::{ApplyError, CatalogError, FeedError, StoreError, SubscriptionError},
+    store::{
+        ApplyError, CatalogError, FeedError, ImportError, ResetError, StoreError, SubscriptionError,
+    },
 };
 
 /// The domain of every `ErrorInfo`.
@@ -84,6 +87,15 @@ pub(super) fn invalid(violations: Vec<Violation>) -> Status {
         })
         .collect();
     Status::with_error_details(Code::InvalidArgument, texts.join("; "), details)
+}
+
+/// A status as a message. Every status of this API carries itself, encoded, as its details.
+pub(super) fn to_message(status: &Status) -> tonic_types::Status {
+    tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    })
 }
 
 /// A field that must be there.
@@ -210,6 +222,14 @@ pub(super) fn from_apply(error: ApplyError, prefix: impl Fn(usize) -> String) ->
             let field = format!("{}expected_version", prefix(index));
             invalid(vec![Violation { field, problem: format!("is missing: {refused}") }])
         }
+        ApplyError::Refused(refused @ Refusal::TooLate) => {
+            refusal(Code::FailedPrecondition, "UPDATE_TOO_LATE", format!("the update {refused}"))
+        }
+        ApplyError::Refused(refused @ Refusal::TooManyLate) => refusal(
+            Code::ResourceExhausted,
+            "LATE_UPDATES_EXHAUSTED",
+            format!("the update cannot be applied: {refused}"),
+        ),
         ApplyError::TooLarge { .. } => {
             let field = "updates".to_owned();
             invalid(vec![Violation { field, problem: format!("are too large: {error}") }])
@@ -260,6 +280,32 @@ pub(super) fn from_subscription(
             refusal(Code::ResourceExhausted, "SUBSCRIPTIONS_EXHAUSTED", error.to_string())
         }
     }
+}
+
+pub(super) fn from_reset(error: ResetError) -> Status {
+    match error {
+        ResetError::TooMany => {
+            refusal(Code::FailedPrecondition, "RESETS_EXHAUSTED", error.to_string())
+        }
+        ResetError::Store(error) => from_store(error),
+    }
+}
+
+/// `first` is the number of the step's first item in the whole import.
+pub(super) fn from_import(error: ImportError, first: usize) -> Status {
+    match error {
+        ImportError::Refused { index, problem } => {
+            let message = format!("item {} {problem}", first + index);
+            refusal(Code::FailedPrecondition, "IMPORT_REFUSED", message)
+        }
+        ImportError::Store(error) => from_store(error),
+    }
+}
+
+/// An item of an import that no export gives.
+pub(super) fn malformed_item(number: usize, problem: &str) -> Status {
+    let problem = format!("number {number} is malformed: {problem}");
+    invalid(vec![Violation { field: "item".to_owned(), problem }])
 }
 
 /// A subscription that nobody made, or that was deleted.

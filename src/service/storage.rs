@@ -12,6 +12,7 @@ use super::{
     parse::{Asked, AskedChange, Fields},
     status,
     stream_set::stream_set,
+    sync::sync,
     wire,
 };
 use crate::{
@@ -25,14 +26,14 @@ use crate::{
         self, achievement_storage_service_server::AchievementStorageService, node_update,
         set_achievement_storage_request as set,
     },
-    store::{Answered, Store, poisoned},
+    store::{Answered, Applied, Store, poisoned},
 };
 
 /// See the module.
 #[derive(Clone)]
 pub struct StorageApi {
-    store: Arc<dyn Store>,
-    doors: Doors,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) doors: Doors,
     limits: StorageLimits,
 }
 
@@ -79,7 +80,7 @@ impl StorageApi {
                 None => Err(status::node_not_found(&key.title, &id)),
             })
             .collect();
-        let update = PlayerUpdate { key, request_id, updates: updates? };
+        let update = PlayerUpdate { key, request_id, updates: updates?, happened_at: None };
         let nodes = update.updates.iter().map(|item| item.node.clone()).collect();
         let answered = self.store.submit(update).await;
         Ok((nodes, answered.map_err(status::from_store)?))
@@ -101,21 +102,8 @@ impl StorageApi {
         Ok(async move {
             let applied = answered.await;
             let applied = applied.map_err(|error| status::from_apply(error, |_| String::new()))?;
-            let result = nodes.iter().zip(applied.outcomes).next();
-            let (node, (outcome, cursor)) = result.expect("one update has one outcome");
-            count(&outcome, applied.replayed);
-            let result = node_result(node, &outcome, cursor);
-            Ok(v1::SetAchievementStorageResponse {
-                code: result.code,
-                message: wire::message(result.code),
-                details: String::new(),
-                entity: result.entity,
-                updated: result.updated,
-                changed: result.changed,
-                newly_completed: result.newly_completed,
-                replayed: applied.replayed,
-                cursor: result.cursor,
-            })
+            let node = nodes.first().expect("one update has one node");
+            Ok(set_response(node, applied))
         })
     }
 
@@ -286,6 +274,14 @@ impl AchievementStorageService for StorageApi {
         }))
     }
 
+    async fn sync_achievement_storage(
+        &self,
+        request: Request<v1::SyncAchievementStorageRequest>,
+    ) -> Result<Response<v1::SyncAchievementStorageResponse>, Status> {
+        let caller = caller(&request)?;
+        sync(self, &caller, request.into_inner()).await.map(Response::new)
+    }
+
     async fn batch_get_achievement_storage(
         &self,
         request: Request<v1::BatchGetAchievementStorageRequest>,
@@ -323,8 +319,27 @@ impl AchievementStorageService for StorageApi {
 }
 
 /// The path to the fields of one update of a batch.
-fn update_prefix(index: usize) -> String {
+pub(super) fn update_prefix(index: usize) -> String {
     format!("updates[{index}].")
+}
+
+/// What is answered for an update of one node.
+pub(super) fn set_response(node: &Node, applied: Applied) -> v1::SetAchievementStorageResponse {
+    let Applied { replayed, outcomes } = applied;
+    let (outcome, cursor) = outcomes.into_iter().next().expect("one update has one outcome");
+    count(&outcome, replayed);
+    let result = node_result(node, &outcome, cursor);
+    v1::SetAchievementStorageResponse {
+        code: result.code,
+        message: wire::message(result.code),
+        details: String::new(),
+        entity: result.entity,
+        updated: result.updated,
+        changed: result.changed,
+        newly_completed: result.newly_completed,
+        replayed,
+        cursor: result.cursor,
+    }
 }
 
 fn count(outcome: &Outcome, is_replayed: bool) {

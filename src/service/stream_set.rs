@@ -2,7 +2,6 @@
 
 use async_stream::try_stream;
 use futures_util::stream::FuturesUnordered;
-use prost::Message;
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -77,17 +76,8 @@ async fn take(
         };
         let outcome = match outcome {
             Ok(response) => Outcome::Response(response),
-            Err(status) => Outcome::Status(to_message(&status)),
+            Err(status) => Outcome::Status(status::to_message(&status)),
         };
         StreamSetAchievementStorageResponse { tag, outcome: Some(outcome) }
     }
-}
-
-/// Every status of this API carries itself, encoded, as its details.
-fn to_message(status: &Status) -> tonic_types::Status {
-    tonic_types::Status::decode(status.details()).unwrap_or_else(|_| tonic_types::Status {
-        code: status.code().into(),
-        message: status.message().to_owned(),
-        details: Vec::new(),
-    })
 }

@@ -2,7 +2,8 @@
 
 use crate::{
     domain::{
-        Completion, Definition, DefinitionDraft, MaxProgress, NodeId, Outcome, State, Verdict,
+        Completion, Cursor, Definition, DefinitionDraft, MaxProgress, NodeId, Outcome, Reset,
+        State, Verdict,
     },
     proto::v1,
 };
@@ -52,11 +53,11 @@ pub(super) fn record_state(state: &State) -> v1::RecordState {
     }
 }
 
-pub(super) fn completion(completion: &Completion) -> v1::Completion {
+pub(super) fn completion(cursor: &Cursor, completion: &Completion) -> v1::Completion {
     let definition = completion.node.definition();
     let draft = definition.draft().clone();
     v1::Completion {
-        cursor: completion.cursor.as_str().to_owned(),
+        cursor: cursor.as_str().to_owned(),
         title: completion.key.title.as_str().to_owned(),
         player_id: completion.key.player.as_str().to_owned(),
         achievement_id: draft.node_id,
@@ -74,6 +75,20 @@ pub(super) fn completion(completion: &Completion) -> v1::Completion {
         completed_at: int(completion.completed_at.get()),
         version: int(completion.version.get()),
         extra: completion.extra.as_str().to_owned(),
+    }
+}
+
+pub(super) fn reset(cursor: &Cursor, reset: &Reset) -> v1::Reset {
+    v1::Reset {
+        cursor: cursor.as_str().to_owned(),
+        title: reset.key.title.as_str().to_owned(),
+        player_id: reset.key.player.as_str().to_owned(),
+        achievement_id: reset.node.as_str().to_owned(),
+        reason: reset.reason.as_str().to_owned(),
+        progress: int(reset.progress.get()),
+        completed_at: int(reset.completed_at.get()),
+        version: int(reset.version.get()),
+        reset_at: int(reset.reset_at.get()),
     }
 }
 

@@ -113,7 +113,7 @@ contract! {
         assert!(subject.store.subscriptions(&title("t")).await.unwrap().is_empty());
         assert!(matches!(subject.acked("s", &first).await, Err(SubscriptionError::NotFound)));
         subject.opened("s", Some(&oldest)).await.unwrap();
-        subject.trim(Retention { count: Some(0), completed_since: None }).await;
+        subject.trim(Retention { count: Some(0), stored_since: None }).await;
         let refused = subject.opened("s", Some(&oldest)).await;
         assert!(matches!(refused, Err(SubscriptionError::Feed(FeedError::Expired { .. }))));
         let lag = subject.opened("s", None).await.unwrap().lag;
@@ -270,7 +270,7 @@ contract! {
             subject.complete(&format!("p{n}"), "n").await;
         }
         let since = Some(EpochSeconds::new(1020));
-        let removed = subject.trim(Retention { completed_since: since, count: None }).await;
+        let removed = subject.trim(Retention { stored_since: since, count: None }).await;
         assert_eq!(removed, 2);
         let oldest = subject.oldest().await;
         assert_eq!(subject.feed(&oldest).await.unwrap(), ["p2", "p3"]);
@@ -323,7 +323,7 @@ contract! {
         subject.clock.put(DAY + HOUR);
         subject.complete("ahead", "n").await;
         let since = |now: u64| Retention {
-            completed_since: Some(EpochSeconds::new(now.saturating_sub(HOUR / 2))),
+            stored_since: Some(EpochSeconds::new(now.saturating_sub(HOUR / 2))),
             count: None,
         };
         assert_eq!(subject.trim(since(DAY + HOUR)).await, 1, "the old one is an hour old");

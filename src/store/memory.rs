@@ -11,21 +11,26 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    Answered, Applied, ApplyError, CatalogError, FeedBounds, FeedError, FeedSource, Retention,
-    SUBSCRIPTIONS_MAX, Store, StoreError, StoreHealth, StoredCatalog, Subscription,
-    SubscriptionError, TITLES_MAX, cursor::CursorCodec,
+    Answered, Applied, ApplyError, CatalogError, Erased, FeedBounds, FeedError, FeedSource,
+    ImportError, Imported, Operations, Rarity, ResetDone, ResetError, Retention, SUBSCRIPTIONS_MAX,
+    Store, StoreError, StoreHealth, StoredCatalog, StoredRecord, Subscription, SubscriptionError,
+    TITLES_MAX,
+    cursor::CursorCodec,
+    transfer::{self, Item, Target},
 };
 use crate::{
     clock::Clock,
     domain::{
-        Catalog, Completion, Cursor, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, Record, State,
-        SubscriptionName, Title, decide,
+        Catalog, Completion, Cursor, Entry, EpochSeconds, Event, NodeId, PlayerId, PlayerKey,
+        PlayerUpdate, Reset, ResetRuling, ResetUpdate, State, SubscriptionName, Title, decide,
+        decide_reset,
     },
 };
 
 /// See the module.
 pub struct MemoryStore {
     clock: Arc<dyn Clock>,
+    id: u64,
     cursors: CursorCodec,
     health: watch::Sender<StoreHealth>,
     inner: Mutex<Inner>,
@@ -33,16 +38,19 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct Inner {
-    records: BTreeMap<(PlayerKey, NodeId), (Record, u64)>,
+    records: Records,
     feeds: BTreeMap<Title, Feed>,
     catalogs: BTreeMap<Title, StoredCatalog>,
-    subscriptions: BTreeMap<(Title, SubscriptionName), (u64, EpochSeconds)>,
+    subscriptions: Subscriptions,
 }
+
+type Records = BTreeMap<(PlayerKey, NodeId), StoredRecord>;
+type Subscriptions = BTreeMap<(Title, SubscriptionName), (u64, EpochSeconds)>;
 
 struct Feed {
     trimmed_through: u64,
-    completions: VecDeque<Completion>,
-    newest_completed_at: EpochSeconds,
+    entries: VecDeque<Entry>,
+    newest_stored_at: EpochSeconds,
     changes: watch::Sender<()>,
 }
 
@@ -50,8 +58,8 @@ impl Default for Feed {
     fn default() -> Self {
         Self {
             trimmed_through: 0,
-            completions: VecDeque::new(),
-            newest_completed_at: EpochSeconds::default(),
+            entries: VecDeque::new(),
+            newest_stored_at: EpochSeconds::default(),
             changes: watch::Sender::new(()),
         }
     }
@@ -59,7 +67,7 @@ impl Default for Feed {
 
 impl Feed {
     fn head(&self) -> u64 {
-        self.trimmed_through + self.completions.len() as u64
+        self.trimmed_through + self.entries.len() as u64
     }
 }
 
@@ -69,9 +77,11 @@ impl MemoryStore {
     /// An empty store.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>) -> Self {
+        let id = fastrand::u64(..);
         Self {
             clock,
-            cursors: CursorCodec::new(fastrand::u64(..)),
+            id,
+            cursors: CursorCodec::new(id),
             health: watch::Sender::new(StoreHealth::Serving),
             inner: Mutex::default(),
         }
@@ -79,7 +89,7 @@ impl MemoryStore {
 
     /// The place of a cursor that works.
     fn place(&self, inner: &mut Inner, title: &Title, cursor: &Cursor) -> Result<u64, FeedError> {
-        let sequence = self.cursors.decode(title, cursor).ok_or(FeedError::NotACursor)?;
+        let sequence = self.cursors.decode(title, cursor, 0).ok_or(FeedError::NotACursor)?;
         let feed = inner.feeds.entry(title.clone()).or_default();
         let oldest = self.cursors.encode(title, feed.trimmed_through);
         match sequence {
@@ -101,6 +111,16 @@ impl MemoryStore {
         Some(Subscription { name: name.clone(), cursor, lag, moved_at })
     }
 
+    /// Puts an event at the end of a feed; tells its place.
+    fn append(&self, feed: &mut Feed, title: &Title, event: Event, stored_at: EpochSeconds) -> u64 {
+        let sequence = feed.head() + 1;
+        let cursor = self.cursors.encode(title, sequence);
+        feed.newest_stored_at = stored_at;
+        feed.entries.push_back(Entry { cursor, stored_at, event });
+        feed.changes.send_replace(());
+        sequence
+    }
+
     fn apply_now(&self, update: &PlayerUpdate) -> Result<Applied, ApplyError> {
         let title = update.key.title.clone();
         let mut inner = self.inner.lock();
@@ -111,22 +131,21 @@ impl MemoryStore {
             .map(|item| (update.key.clone(), item.node.definition().node_id().clone()));
         let keys: Vec<_> = keys.collect();
         let stored = keys.iter().map(|key| records.get(key).cloned().unwrap_or_default());
-        let (before, sequences): (Vec<Record>, Vec<u64>) = stored.unzip();
+        let stored: Vec<StoredRecord> = stored.collect();
+        let before: Vec<_> = stored.iter().map(|stored| &stored.record).collect();
         let feed = feeds.entry(title.clone()).or_default();
-        let now = self.clock.now().max(feed.newest_completed_at);
+        let now = self.clock.now().max(feed.newest_stored_at);
         let ruling = decide(update, &before, now)?;
 
         let mut outcomes = Vec::new();
-        let items = update.updates.iter().zip(keys).zip(sequences);
-        for ((outcome, write), ((item, key), mut sequence)) in
+        let items = update.updates.iter().zip(keys).zip(&stored);
+        for ((outcome, write), ((item, key), stored)) in
             ruling.outcomes.into_iter().zip(ruling.writes).zip(items)
         {
+            let mut sequence = stored.completion_sequence;
             if let Some(record) = write {
                 if outcome.newly_completed {
-                    sequence = feed.head() + 1;
-                    feed.newest_completed_at = now;
-                    feed.completions.push_back(Completion {
-                        cursor: self.cursors.encode(&title, sequence),
+                    let event = Event::Completion(Completion {
                         key: update.key.clone(),
                         node: item.node.clone(),
                         progress: record.state.progress,
@@ -134,9 +153,10 @@ impl MemoryStore {
                         version: record.state.version,
                         extra: record.state.extra.clone(),
                     });
-                    feed.changes.send_replace(());
+                    sequence = self.append(feed, &title, event, now);
                 }
-                records.insert(key, (record, sequence));
+                let past = stored.past.clone();
+                records.insert(key, StoredRecord { record, completion_sequence: sequence, past });
             }
             let cursor = outcome.newly_completed.then(|| self.cursors.encode(&title, sequence));
             outcomes.push((outcome, cursor));
@@ -156,22 +176,198 @@ impl FeedSource for MemoryStore {
         })
     }
 
-    async fn completions(
+    async fn entries(
         &self,
         title: &Title,
         after: &Cursor,
         limit: usize,
-    ) -> Result<Vec<Completion>, FeedError> {
+    ) -> Result<Vec<Entry>, FeedError> {
         let mut inner = self.inner.lock();
         let sequence = self.place(&mut inner, title, after)?;
         let feed = inner.feeds.entry(title.clone()).or_default();
         let skipped = sequence - feed.trimmed_through;
         let skipped = usize::try_from(skipped).unwrap_or(usize::MAX);
-        Ok(feed.completions.iter().skip(skipped).take(limit).cloned().collect())
+        Ok(feed.entries.iter().skip(skipped).take(limit).cloned().collect())
     }
 
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.inner.lock().feeds.entry(title.clone()).or_default().changes.subscribe()
+    }
+}
+
+#[async_trait]
+impl Operations for MemoryStore {
+    async fn reset(&self, update: ResetUpdate) -> Result<ResetDone, ResetError> {
+        let mut inner = self.inner.lock();
+        let Inner { records, feeds, .. } = &mut *inner;
+        let ResetUpdate { key, node, reason, .. } = &update;
+        let feed = feeds.entry(key.title.clone()).or_default();
+        let now = self.clock.now().max(feed.newest_stored_at);
+        let place = (key.clone(), node.clone());
+        let stored = records.get(&place).cloned().unwrap_or_default();
+        let ResetRuling { replayed, outcome, write } = decide_reset(&update, &stored.record, now);
+        let version = outcome.after.version;
+        let Some(record) = write else {
+            let told = stored.events().find(|event| replayed && event.version == version);
+            let cursor = told.map(|event| self.cursors.encode(&key.title, event.sequence));
+            return Ok(ResetDone { replayed, outcome, cursor });
+        };
+        let after = stored.reset(record, feed.head() + 1).ok_or(ResetError::TooMany)?;
+        let event = Event::Reset(Reset {
+            key: key.clone(),
+            node: node.clone(),
+            reason: reason.clone(),
+            progress: outcome.before.progress,
+            completed_at: outcome.before.completed_at,
+            version,
+            reset_at: now,
+        });
+        let sequence = self.append(feed, &key.title, event, now);
+        records.insert(place, after);
+        let cursor = Some(self.cursors.encode(&key.title, sequence));
+        Ok(ResetDone { replayed, outcome, cursor })
+    }
+
+    async fn erase_player(&self, player: &PlayerKey) -> Result<Erased, StoreError> {
+        let mut inner = self.inner.lock();
+        let Inner { records, feeds, .. } = &mut *inner;
+        let before = records.len();
+        records.retain(|(key, _), _| key != player);
+        let mut erased = Erased { records: (before - records.len()) as u64, events: 0 };
+        let feed = feeds.entry(player.title.clone()).or_default();
+        for entry in &mut feed.entries {
+            if entry.event.of().is_some_and(|(key, ..)| key == player) {
+                entry.event = Event::Erased;
+                erased.events += 1;
+            }
+        }
+        Ok(erased)
+    }
+
+    async fn rarity(&self, title: &Title) -> Result<Rarity, StoreError> {
+        let inner = self.inner.lock();
+        let mut rarity = Rarity::default();
+        let mut players = BTreeSet::new();
+        for ((key, node), stored) in
+            inner.records.iter().filter(|((key, _), _)| key.title == *title)
+        {
+            players.insert(&key.player);
+            if stored.completion_sequence != 0 {
+                *rarity.completed.entry(node.clone()).or_default() += 1;
+            }
+        }
+        rarity.players = players.len() as u64;
+        Ok(rarity)
+    }
+
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64> {
+        self.cursors.decode(title, cursor, 0)
+    }
+
+    async fn full_records(
+        &self,
+        title: &Title,
+        after: Option<&PlayerId>,
+    ) -> Result<Vec<(PlayerId, Vec<(NodeId, StoredRecord)>)>, StoreError> {
+        let inner = self.inner.lock();
+        let of_title = inner.records.iter().filter(|((key, _), _)| key.title == *title);
+        let next =
+            of_title.map(|((key, _), _)| &key.player).find(|it| after.is_none_or(|a| *it > a));
+        let Some(player) = next else { return Ok(Vec::new()) };
+        let of_player = inner
+            .records
+            .iter()
+            .filter(|((key, _), _)| key.title == *title && key.player == *player);
+        let records = of_player.map(|((_, node), stored)| (node.clone(), stored.clone()));
+        Ok(vec![(player.clone(), records.collect())])
+    }
+
+    async fn import(&self, title: &Title, items: Vec<Item>) -> Result<Imported, ImportError> {
+        let inner = &mut *self.inner.lock();
+        let feed = inner.feeds.entry(title.clone()).or_default();
+        // On a copy, which takes the place of the title where nothing is refused.
+        let mut copy = TitleCopy {
+            store: self,
+            title,
+            records: inner.records.clone(),
+            feed: Feed {
+                trimmed_through: feed.trimmed_through,
+                entries: feed.entries.clone(),
+                newest_stored_at: feed.newest_stored_at,
+                changes: feed.changes.clone(),
+            },
+            subscriptions: inner.subscriptions.clone(),
+        };
+        let imported = transfer::import(&mut copy, title, items)?;
+        let TitleCopy { records, feed, subscriptions, .. } = copy;
+        feed.changes.send_replace(());
+        inner.feeds.insert(title.clone(), feed);
+        (inner.records, inner.subscriptions) = (records, subscriptions);
+        Ok(imported)
+    }
+}
+
+/// What an import has made of a title so far.
+struct TitleCopy<'a> {
+    store: &'a MemoryStore,
+    title: &'a Title,
+    records: Records,
+    feed: Feed,
+    subscriptions: Subscriptions,
+}
+
+impl Target for TitleCopy<'_> {
+    fn ends(&mut self) -> (u64, u64, EpochSeconds) {
+        (self.feed.trimmed_through, self.feed.head(), self.feed.newest_stored_at)
+    }
+
+    fn event(&mut self, position: u64) -> Result<Option<Event>, StoreError> {
+        let place = position - self.feed.trimmed_through - 1;
+        let entry = usize::try_from(place).ok().and_then(|place| self.feed.entries.get(place));
+        Ok(entry.map(|entry| entry.event.clone()))
+    }
+
+    fn record(&mut self, key: &PlayerKey, node: &NodeId) -> Result<StoredRecord, StoreError> {
+        Ok(self.records.get(&(key.clone(), node.clone())).cloned().unwrap_or_default())
+    }
+
+    fn begin_feed(&mut self, position: u64) {
+        self.feed.trimmed_through = position;
+    }
+
+    fn append(&mut self, _: u64, entry: &Entry) {
+        self.store.append(&mut self.feed, self.title, entry.event.clone(), entry.stored_at);
+    }
+
+    fn put(
+        &mut self,
+        key: &PlayerKey,
+        node: &NodeId,
+        stored: StoredRecord,
+    ) -> Result<(), StoreError> {
+        self.records.insert((key.clone(), node.clone()), stored);
+        Ok(())
+    }
+
+    fn subscribe(&mut self, name: SubscriptionName, position: u64) -> Result<bool, String> {
+        let known = self.subscriptions.keys().filter(|(of, _)| of == self.title).count();
+        let key = (self.title.clone(), name);
+        match self.subscriptions.contains_key(&key) {
+            true => Ok(false),
+            false if known >= SUBSCRIPTIONS_MAX => Err(SubscriptionError::TooMany.to_string()),
+            false => {
+                self.subscriptions.insert(key, (position, self.store.clock.now()));
+                Ok(true)
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        false
     }
 }
 
@@ -186,21 +382,21 @@ impl Store for MemoryStore {
     async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError> {
         let inner = self.inner.lock();
         let of_player = inner.records.iter().filter(|((key, _), _)| key == player);
-        Ok(of_player.map(|((_, node), (record, _))| (node.clone(), record.state.clone())).collect())
+        Ok(of_player.map(|((_, node), it)| (node.clone(), it.record.state.clone())).collect())
     }
 
     async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError> {
         let mut inner = self.inner.lock();
         let feed = inner.feeds.entry(title.clone()).or_default();
-        let before = feed.completions.len();
-        while let Some(first) = feed.completions.front() {
-            if keep.keeps(feed.completions.len() as u64, first.completed_at) {
+        let before = feed.entries.len();
+        while let Some(first) = feed.entries.front() {
+            if keep.keeps(feed.entries.len() as u64, first.stored_at) {
                 break;
             }
-            feed.completions.pop_front();
+            feed.entries.pop_front();
             feed.trimmed_through += 1;
         }
-        Ok(before - feed.completions.len())
+        Ok(before - feed.entries.len())
     }
 
     async fn open_subscription(
@@ -234,7 +430,7 @@ impl Store for MemoryStore {
         let inner = &mut *self.inner.lock();
         let sequence = match self.place(inner, title, through) {
             // It was delivered, and has left the feed since.
-            Err(FeedError::Expired { .. }) => self.cursors.decode(title, through).unwrap_or(0),
+            Err(FeedError::Expired { .. }) => self.cursors.decode(title, through, 0).unwrap_or(0),
             place => place?,
         };
         let place = inner.subscriptions.get_mut(&(title.clone(), name.clone()));

@@ -4,7 +4,10 @@
 
 mod cursor;
 mod memory;
+mod operate;
 pub mod sled;
+mod stored;
+pub mod transfer;
 
 use std::{
     collections::BTreeSet,
@@ -19,11 +22,16 @@ use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 
 use crate::domain::{
-    Catalog, Completion, Cursor, EpochSeconds, NodeId, Outcome, PlayerKey, PlayerUpdate, Refusal,
-    State, SubscriptionName, Title,
+    Catalog, Cursor, Entry, EpochSeconds, NodeId, Outcome, PlayerKey, PlayerUpdate, Refusal, State,
+    SubscriptionName, Title,
 };
 
 pub use memory::MemoryStore;
+pub use operate::{
+    Erased, IMPORT_BYTES_MAX, IMPORT_ITEMS_MAX, ImportError, Imported, Operations, Rarity,
+    ResetDone, ResetError,
+};
+pub use stored::{PAST_EVENTS_MAX, PastEvent, StoredRecord};
 
 /// Most titles of one store; each has a little memory of its own for as long as it runs.
 pub const TITLES_MAX: usize = 1000;
@@ -31,22 +39,22 @@ pub const TITLES_MAX: usize = 1000;
 /// Most named subscriptions of one title.
 pub const SUBSCRIPTIONS_MAX: usize = 100;
 
-/// Where completions are read. Whatever a method shows is durable before it does.
+/// Where feeds are read. Whatever a method shows is durable before it does.
 #[async_trait]
 pub trait FeedSource: Send + Sync + 'static {
     /// The two ends of a title's feed.
     async fn feed_bounds(&self, title: &Title) -> Result<FeedBounds, StoreError>;
 
-    /// The completions after a cursor, in order, without holes: at most `limit`, fewer where their
-    /// bytes add up; none only where the feed ends at `after`.
-    async fn completions(
+    /// What stands after a cursor, in order, without holes: at most `limit` entries, fewer where
+    /// their bytes add up; none only where the feed ends at `after`.
+    async fn entries(
         &self,
         title: &Title,
         after: &Cursor,
         limit: usize,
-    ) -> Result<Vec<Completion>, FeedError>;
+    ) -> Result<Vec<Entry>, FeedError>;
 
-    /// Wakes whenever completions of a title became visible.
+    /// Wakes whenever entries of a title became visible.
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()>;
 }
 
@@ -54,7 +62,7 @@ pub trait FeedSource: Send + Sync + 'static {
 ///
 /// A future that is dropped leaves its update wholly applied or not at all.
 #[async_trait]
-pub trait Store: FeedSource {
+pub trait Store: Operations {
     /// Judges and stores one player's updates, all or none ([`crate::domain::decide`]).
     async fn apply(&self, update: PlayerUpdate) -> Result<Applied, ApplyError> {
         self.submit(update).await?.await
@@ -67,7 +75,7 @@ pub trait Store: FeedSource {
     /// All records of one player in the order of their ids' bytes, as of one moment.
     async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError>;
 
-    /// Removes the oldest completions that `keep` does not keep, a bounded number of them, and
+    /// Removes the oldest entries of a feed that `keep` does not keep, a bounded number of them, and
     /// tells how many; 0 means that there are no more.
     async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError>;
 
@@ -155,11 +163,11 @@ pub struct Subscription {
     pub moved_at: EpochSeconds,
 }
 
-/// Which completions to keep; the default keeps all.
+/// Which entries of a feed to keep; the default keeps all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// Keeps those that completed at this moment or later.
-    pub completed_since: Option<EpochSeconds>,
+    /// Keeps those that were stored at this moment or later.
+    pub stored_since: Option<EpochSeconds>,
     /// Keeps this many of the newest.
     pub count: Option<u64>,
 }
@@ -312,11 +320,11 @@ impl Future for Answered {
 }
 
 impl Retention {
-    /// Whether the oldest of `count` completions is to be kept.
+    /// Whether the oldest of `count` entries is to be kept.
     #[must_use]
-    pub fn keeps(self, count: u64, completed_at: EpochSeconds) -> bool {
+    pub fn keeps(self, count: u64, stored_at: EpochSeconds) -> bool {
         self.count.is_none_or(|most| count <= most)
-            && self.completed_since.is_none_or(|since| completed_at >= since)
+            && self.stored_since.is_none_or(|since| stored_at >= since)
     }
 }
 

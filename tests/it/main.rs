@@ -11,6 +11,7 @@ mod abuse;
 mod access;
 mod architecture;
 mod bad_input;
+mod cases;
 mod catalog;
 mod client;
 mod command_line;

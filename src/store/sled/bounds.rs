@@ -4,7 +4,10 @@
 //! never syncs: so pages must stay small. And a commit group must not span more than one segment
 //! between two syncs. Both were found by cutting the power of thousands of stores.
 
-use crate::domain::BATCH_UPDATES_MAX;
+use crate::{
+    domain::{BATCH_UPDATES_MAX, LATE_UPDATES_MAX, REMEMBERED_UPDATES},
+    store::{IMPORT_BYTES_MAX, PAST_EVENTS_MAX},
+};
 
 /// sled's segment size, fixed when a store is created.
 pub(super) const SEGMENT_BYTES: usize = 8 << 20;
@@ -34,14 +37,20 @@ pub(super) const TRIM_ROWS_MAX: usize = 256;
 /// Most bytes that work other than a set writes: a step of retention is the largest.
 pub(super) const WORK_BYTES_MAX: usize = 64 << 10;
 
+/// Most records that one step of an erasure removes, each with all of its events.
+pub(super) const ERASE_RECORDS_MAX: usize = 32;
+
 /// Largest `extra` that the server may be configured to take.
 pub const EXTRA_BYTES_MAX: usize = 64 << 10;
 
 /// Default limit of `extra`.
 pub const EXTRA_BYTES_DEFAULT: usize = 16 << 10;
 
-/// A record's key and value without its extra: ids, remembered updates.
-const RECORD_WITHOUT_EXTRA_BYTES_MAX: usize = 2 << 10;
+/// A record's key and value without its extra: ids, remembered updates, events, late updates.
+const RECORD_WITHOUT_EXTRA_BYTES_MAX: usize = 7 << 10;
+
+/// A key of a feed, with the few bytes that stand for an erased event.
+const ERASED_EVENT_BYTES_MAX: usize = 180;
 
 /// A completion's key and value without its extra: ids, texts of the definition.
 const COMPLETION_WITHOUT_EXTRA_BYTES_MAX: usize = 8 << 10;
@@ -51,6 +60,19 @@ const _: () = {
     assert!(EXTRA_BYTES_MAX + COMPLETION_WITHOUT_EXTRA_BYTES_MAX <= ENTRY_BYTES_MAX);
     // Keys of completions: a title, a number, and what frames them.
     assert!((TRIM_ROWS_MAX + 1) * 160 <= WORK_BYTES_MAX);
+    // Three ids; then 3 numbers with an id each, 3 numbers each, 2 numbers each.
+    let record = 3 * 130
+        + REMEMBERED_UPDATES as usize * 170
+        + PAST_EVENTS_MAX * 34
+        + LATE_UPDATES_MAX * 22
+        + 100;
+    assert!(record <= RECORD_WITHOUT_EXTRA_BYTES_MAX);
+    // A reset writes a record without extra, and an event with a reason.
+    assert!(2 * RECORD_WITHOUT_EXTRA_BYTES_MAX <= WORK_BYTES_MAX);
+    let erased = 400 + (PAST_EVENTS_MAX + 1) * ERASED_EVENT_BYTES_MAX;
+    assert!(ERASE_RECORDS_MAX * erased <= GROUP_BYTES_MAX);
+    // An imported event writes its record too.
+    assert!(2 * IMPORT_BYTES_MAX <= GROUP_BYTES_MAX);
     let update = 2 * EXTRA_BYTES_DEFAULT
         + RECORD_WITHOUT_EXTRA_BYTES_MAX
         + COMPLETION_WITHOUT_EXTRA_BYTES_MAX;

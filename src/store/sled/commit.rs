@@ -24,23 +24,30 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     bounds::{GROUP_BYTES_MAX, WORK_BYTES_MAX},
     catalogs,
+    counts::Tally,
     crash_point::crash_point,
     feeds::{FeedEnds, Feeds, TitleFeed},
     frame, keys,
     poison::Poison,
     publish::{Answer, Handover, Sealed},
-    rows::{StoredRecord, completion_to_row},
+    rows::{event_to_row, record_to_row},
     subscriptions::{Moved, Places},
     view::{Change, Changes, DurableView, find},
     watchdog::Stopwatch,
-    work::Work,
+    work::{Room, Work},
 };
 use crate::{
     clock::Clock,
-    domain::{Catalog, NodeId, PlayerKey, PlayerUpdate, Record, Ruling, Title, decide},
+    domain::{
+        Catalog, Completion, EpochSeconds, Event, Node, NodeId, PlayerKey, PlayerUpdate, Record,
+        Ruling, Title, decide,
+    },
     metrics::METRICS,
     proto::rows::StoreRow,
-    store::{Applied, ApplyError, CatalogError, StoreError, StoredCatalog, cursor::CursorCodec},
+    store::{
+        Applied, ApplyError, CatalogError, StoreError, StoredCatalog, StoredRecord,
+        cursor::CursorCodec,
+    },
 };
 
 /// A group of no more jobs, with none behind it, is a sign that the store is nearly idle.
@@ -83,7 +90,10 @@ pub(super) struct Group {
     pub(super) stored: u64,
     /// Changes of rows that go.
     pub(super) removed: u64,
+    /// Records that complete.
+    completions: u64,
     changes: Changes,
+    tally: Tally,
     pub(super) feeds: HashMap<Title, (Arc<TitleFeed>, FeedEnds)>,
     pub(super) subscriptions: Vec<Moved>,
     answers: Vec<Answer>,
@@ -119,7 +129,7 @@ impl Committer {
     fn commit_from(&mut self, first: Job, jobs: &mut mpsc::Receiver<Job>) -> Option<Job> {
         let mut group = Group::default();
         let group_jobs = self.handover.group_jobs();
-        let mut next = Some(first);
+        let (mut next, mut is_full) = (Some(first), false);
         while let Some(job) = next.take() {
             match job {
                 Job::ReplaceCatalog(title, expected, catalog, answer) => {
@@ -127,13 +137,14 @@ impl Committer {
                     self.replace_catalog(&title, expected, catalog, answer);
                 }
                 Job::Apply(..) | Job::Work(_) => {
+                    is_full = matches!(&job, Job::Work(work) if work.room() == Room::Alone);
                     if let Place::NoRoom(job) = self.place(job, &mut group) {
                         self.seal(group, false);
                         return Some(job);
                     }
                 }
             }
-            if group.jobs < group_jobs {
+            if group.jobs < group_jobs && !is_full {
                 next = jobs.try_recv().ok();
             }
         }
@@ -149,7 +160,7 @@ impl Committer {
                 Some(result) => Answer::Applied(answer, result),
                 None => return Place::NoRoom(Job::Apply(update, answer)),
             },
-            Job::Work(work) if group.bytes + WORK_BYTES_MAX > GROUP_BYTES_MAX => {
+            Job::Work(work) if !group.takes(work.room()) => {
                 return Place::NoRoom(Job::Work(work));
             }
             Job::Work(work) => work.stage(self, group),
@@ -167,42 +178,44 @@ impl Committer {
         update: &PlayerUpdate,
         group: &mut Group,
     ) -> Result<Option<Applied>, ApplyError> {
-        let PlayerKey { title, player } = &update.key;
+        let title = &update.key.title;
         let mut stored = Vec::with_capacity(update.updates.len());
         for item in &update.updates {
             stored.push(self.record(&update.key, item.node.definition().node_id(), group)?);
         }
         let (feed, mut ends) = self.feed(title, group);
-        let now = self.clock.now().max(ends.newest_completed_at);
+        let now = self.clock.now().max(ends.newest_stored_at);
         let nothing = Record::default();
         let records: Vec<_> =
             stored.iter().map(|it| it.as_ref().map_or(&nothing, |it| &it.record)).collect();
         let Ruling { replayed, outcomes, writes } = decide(update, &records, now)?;
 
+        let stores = writes.iter().zip(&stored).any(|(write, it)| write.is_some() && it.is_none());
+        let players = i64::from(stores && self.is_new(&update.key, group)?);
         let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::with_capacity(writes.len());
         let mut changes = Vec::with_capacity(writes.len());
         let mut answered = Vec::with_capacity(writes.len());
         let items = update.updates.iter().zip(stored);
         for ((outcome, write), (item, before)) in outcomes.into_iter().zip(writes).zip(items) {
             let mut sequence = before.as_ref().map_or(0, |before| before.completion_sequence);
-            if outcome.newly_completed && write.is_some() {
-                ends.head += 1;
-                ends.newest_completed_at = now;
-                sequence = ends.head;
-            }
             if let Some(record) = write {
+                let node = item.node.definition().node_id();
                 if outcome.newly_completed {
+                    ends.head += 1;
+                    ends.newest_stored_at = now;
+                    sequence = ends.head;
+                    let event = Event::Completion(completion(&update.key, &item.node, &record));
                     let key = keys::completion(title, sequence);
-                    let row = completion_to_row(player, &item.node, &record);
-                    let value = frame::encode(&key, &row);
+                    let value = frame::encode(&key, &event_to_row(&event, now));
                     rows.push((key, value));
                 }
-                let node = item.node.definition().node_id();
-                let after = StoredRecord { record, completion_sequence: sequence };
+                let past = before.as_ref().map_or(Vec::new(), |before| before.past.clone());
+                let after = StoredRecord { record, completion_sequence: sequence, past };
                 let key = keys::record(&update.key, node);
-                let value = frame::encode(&key, &after.to_row());
+                let value = frame::encode(&key, &record_to_row(&after));
                 rows.push((key, value));
-                changes.push(Change { node: node.clone(), before, after: Arc::new(after) });
+                let after = Some(Arc::new(after));
+                changes.push(Change { node: node.clone(), before, after });
             }
             let cursor = outcome.newly_completed.then(|| self.cursors.encode(title, sequence));
             answered.push((outcome, cursor));
@@ -221,7 +234,8 @@ impl Committer {
         }
         if !changes.is_empty() {
             group.stored += changes.len() as u64;
-            group.change(&update.key, changes);
+            group.completions += ends.head - self.feed(title, group).1.head;
+            group.change(&update.key, changes, players);
             if feed.ends().head < ends.head {
                 group.feeds.insert(title.clone(), (feed, ends));
             }
@@ -230,16 +244,22 @@ impl Committer {
     }
 
     /// A record as it is at the end of the group.
-    fn record(
+    pub(super) fn record(
         &self,
         player: &PlayerKey,
         node: &NodeId,
         group: &Group,
     ) -> Result<Option<Arc<StoredRecord>>, StoreError> {
         match find(&group.changes, player, node) {
-            Some(change) => Ok(Some(change.after.clone())),
+            Some(change) => Ok(change.after.clone()),
             None => self.view.applied(player, node),
         }
+    }
+
+    /// Whether a player has no record at the end of the group.
+    pub(super) fn is_new(&self, player: &PlayerKey, group: &Group) -> Result<bool, StoreError> {
+        // An erasure is alone in its group: whatever else is there has made a record.
+        Ok(!group.changes.contains_key(player) && !self.view.has_applied(player)?)
     }
 
     /// A title's feed, and its ends as they are at the end of the group.
@@ -292,7 +312,17 @@ impl Committer {
     /// Applies a group and has it published; `is_alone` where no other job waits.
     fn seal(&mut self, group: Group, is_alone: bool) {
         let Group {
-            mut batch, bytes, stored, removed, changes, feeds, subscriptions, answers, ..
+            mut batch,
+            bytes,
+            stored,
+            removed,
+            completions,
+            changes,
+            tally,
+            feeds,
+            subscriptions,
+            answers,
+            ..
         } = group;
         if bytes == 0 && answers.is_empty() {
             return;
@@ -335,8 +365,20 @@ impl Committer {
             }
         }
         let number = (bytes > 0).then_some(self.row.groups);
-        let sealed = Sealed { number, feeds: extended, subscriptions };
+        let sealed = Sealed { number, completions, tally, feeds: extended, subscriptions };
         self.handover.hand_over(sealed, is_alone, &self.publisher);
+    }
+}
+
+/// The completion that `record` just made at `node`.
+fn completion(key: &PlayerKey, node: &Arc<Node>, record: &Record) -> Completion {
+    Completion {
+        key: key.clone(),
+        node: node.clone(),
+        progress: record.state.progress,
+        completed_at: record.state.completed_at,
+        version: record.state.version,
+        extra: record.state.extra.clone(),
     }
 }
 
@@ -362,8 +404,54 @@ impl Group {
         }
     }
 
+    /// Whether work that takes so much has a place here.
+    fn takes(&self, room: Room) -> bool {
+        match room {
+            Room::Shared => self.bytes + WORK_BYTES_MAX <= GROUP_BYTES_MAX,
+            Room::Alone => self.jobs == 0,
+        }
+    }
+
+    /// Whether it is no larger than a group may be.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes <= GROUP_BYTES_MAX
+    }
+
+    /// Writes what happened at a place of a feed.
+    pub(super) fn write_event(
+        &mut self,
+        title: &Title,
+        sequence: u64,
+        event: &Event,
+        stored_at: EpochSeconds,
+    ) {
+        let key = keys::completion(title, sequence);
+        let value = frame::encode(&key, &event_to_row(event, stored_at));
+        self.write(key, Some(value));
+    }
+
+    /// Writes a record of a later version, or of the same; `players` is how many more the title has.
+    pub(super) fn write_record(
+        &mut self,
+        player: &PlayerKey,
+        node: &NodeId,
+        before: Option<Arc<StoredRecord>>,
+        after: StoredRecord,
+        players: i64,
+    ) {
+        let version = |of: &StoredRecord| of.record.state.version.get();
+        self.stored += version(&after) - before.as_deref().map_or(0, version);
+        let key = keys::record(player, node);
+        let value = frame::encode(&key, &record_to_row(&after));
+        self.write(key, Some(value));
+        let change = Change { node: node.clone(), before, after: Some(Arc::new(after)) };
+        self.change(player, vec![change], players);
+    }
+
     /// Adds changes to those of the same player; a record keeps what it was before the group.
-    fn change(&mut self, player: &PlayerKey, changes: Vec<Change>) {
+    /// `players` is how many more the title has.
+    pub(super) fn change(&mut self, player: &PlayerKey, changes: Vec<Change>, players: i64) {
+        self.tally.take(&player.title, &changes, players);
         let Some(so_far) = self.changes.get_mut(player) else {
             self.changes.insert(player.clone(), changes);
             return;

@@ -46,7 +46,7 @@ async fn fill(dir: &Path) -> Shown {
             store.apply(update.delta("n", 10, 1).build()).await.unwrap();
         }
         store
-            .trim_feed(&title("t"), Retention { count: Some(50), completed_since: None })
+            .trim_feed(&title("t"), Retention { count: Some(50), stored_since: None })
             .await
             .unwrap();
     }

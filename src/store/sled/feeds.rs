@@ -13,20 +13,23 @@ use tokio::sync::watch;
 
 use crate::domain::{EpochSeconds, Title};
 
-/// The ends of one feed. Completions `trimmed_through + 1 ..= head` are there and durable.
+/// The ends of one feed. Events `trimmed_through + 1 ..= head` are there and durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct FeedEnds {
     pub(super) trimmed_through: u64,
     pub(super) head: u64,
-    /// The completed_at of the newest completion there ever was.
-    pub(super) newest_completed_at: EpochSeconds,
+    /// When the newest event there ever was had been stored.
+    pub(super) newest_stored_at: EpochSeconds,
+    /// Cursors of the store that this one was restored from work up to here.
+    pub(super) restored_through: u64,
 }
 
 /// One feed, shared by the committer, which writes, and by readers.
 pub(super) struct TitleFeed {
     trimmed_through: AtomicU64,
     head: AtomicU64,
-    newest_completed_at: AtomicU64,
+    newest_stored_at: AtomicU64,
+    restored_through: u64,
     changes: watch::Sender<()>,
 }
 
@@ -43,7 +46,8 @@ impl TitleFeed {
         Self {
             trimmed_through: AtomicU64::new(ends.trimmed_through),
             head: AtomicU64::new(ends.head),
-            newest_completed_at: AtomicU64::new(ends.newest_completed_at.get()),
+            newest_stored_at: AtomicU64::new(ends.newest_stored_at.get()),
+            restored_through: ends.restored_through,
             changes: watch::Sender::new(()),
         }
     }
@@ -54,7 +58,8 @@ impl TitleFeed {
         FeedEnds {
             trimmed_through,
             head: self.head.load(Ordering::SeqCst),
-            newest_completed_at: EpochSeconds::new(self.newest_completed_at.load(Ordering::SeqCst)),
+            newest_stored_at: EpochSeconds::new(self.newest_stored_at.load(Ordering::SeqCst)),
+            restored_through: self.restored_through,
         }
     }
 
@@ -70,9 +75,11 @@ impl TitleFeed {
     }
 
     /// Moves the new end and wakes whoever waits for it.
-    pub(super) fn extend(&self, head: u64, newest_completed_at: EpochSeconds) {
-        self.newest_completed_at.store(newest_completed_at.get(), Ordering::SeqCst);
-        self.head.store(head, Ordering::SeqCst);
+    pub(super) fn extend(&self, ends: FeedEnds) {
+        self.newest_stored_at.store(ends.newest_stored_at.get(), Ordering::SeqCst);
+        self.head.store(ends.head, Ordering::SeqCst);
+        // An imported feed may begin behind events that are gone.
+        self.trim(ends.trimmed_through);
         self.changes.send_replace(());
     }
 

@@ -11,7 +11,7 @@
 //! | 3 | title, revision (8), chunk (4) | `CatalogChunkRow` | catalogue; never changed |
 //! | 4 | title | `FeedRow` | retention |
 //! | 5 | title, player, node | `RecordRow` | sets |
-//! | 6 | title, sequence (8) | `CompletionRow` | sets; removed by retention only |
+//! | 6 | title, sequence (8) | `CompletionRow` | sets and resets; removed by retention only, emptied by erasure |
 //! | 7 | title, subscription | `SubscriptionRow` | consumers |
 //!
 //! First bytes are stored, so they never change meaning.
@@ -111,6 +111,15 @@ pub(super) fn completion(title: &Title, sequence: u64) -> Vec<u8> {
 pub(super) fn records_of_player(player: &PlayerKey) -> Vec<u8> {
     let mut key = of_title(RECORD, &player.title);
     push_text(&mut key, player.player.as_str());
+    key
+}
+
+/// What stands behind all records of a player, and before those of the next.
+pub(super) fn behind_player(title: &Title, player: &PlayerId) -> Vec<u8> {
+    let mut key = of_title(RECORD, title);
+    push_text(&mut key, player.as_str());
+    // No length of an id is so large.
+    key.push(u8::MAX);
     key
 }
 

@@ -2,13 +2,14 @@
 //!
 //! Rooms: `open` (creation, hygiene; with `folder`, `ballast`, `mark`) → `verify` → [`SledStore`];
 //! writes go through `commit` and then `publish`, and end with `poison`; what is written beside
-//! sets (`trim`, `subscriptions`) is `work` for the committer; reads go through `view`; `keys`,
+//! sets (`trim`, `subscriptions`, `operations`) is `work` for the committer; reads go through `view`; `keys`,
 //! `frame` and `rows` are the format on disk.
 
 mod ballast;
 mod bounds;
 mod catalogs;
 mod commit;
+mod counts;
 mod crash_point;
 mod error;
 mod feeds;
@@ -19,6 +20,7 @@ mod keys;
 mod libc_calls;
 mod mark;
 mod open;
+mod operations;
 mod poison;
 mod publish;
 mod read;
@@ -53,26 +55,29 @@ use tokio::{
 
 use self::{
     commit::{Committer, Group, Job},
+    counts::Counts,
     feeds::Feeds,
     keys::Key,
     libc_calls::LogSyncs,
     poison::Poison,
     publish::{Handover, Publisher, SyncLog},
-    read::{damaged, failed, read_completion},
+    read::{damaged, failed, read_entry},
     subscriptions::Subscriptions,
     view::{DurableView, Records, share_out},
     watchdog::{COMMIT_TIME_MAX, FLUSHER_AWAY_MAX, Stopwatch, sled_failure},
-    work::Staged,
+    work::{Room, Staged},
 };
 use super::{
-    Answered, CatalogError, FeedBounds, FeedError, FeedSource, Retention, Store, StoreError,
-    StoreHealth, StoredCatalog, Subscription, SubscriptionError, cursor::CursorCodec, poisoned,
+    Answered, CatalogError, Erased, FeedBounds, FeedError, FeedSource, ImportError, Imported,
+    Operations, Rarity, ResetDone, ResetError, Retention, Store, StoreError, StoreHealth,
+    StoredCatalog, StoredRecord, Subscription, SubscriptionError, cursor::CursorCodec, poisoned,
+    transfer::Item,
 };
 use crate::{
     clock::Clock,
     domain::{
-        Catalog, Completion, Cursor, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, State,
-        SubscriptionName, Title,
+        Catalog, Cursor, Entry, EpochSeconds, NodeId, PlayerId, PlayerKey, PlayerUpdate,
+        ResetUpdate, State, SubscriptionName, Title,
     },
     metrics::METRICS,
 };
@@ -85,9 +90,12 @@ pub use verify::Report;
 /// than its deadline.
 const QUEUE_JOBS_MAX: usize = 4096;
 
-/// Most bytes of completions in one answer of [`Store::completions`], but for its last. A
+/// Most bytes of entries in one answer of [`FeedSource::entries`], but for its last. A
 /// subscriber that stops reading holds as much.
 const PAGE_BYTES_MAX: usize = 64 << 10;
+
+/// Records after which one answer of [`Operations::full_records`] ends, with its last player.
+const PLAYERS_RECORDS: usize = 256;
 
 /// Reads of the tree at once. Each takes a thread, with memory of its own and what it has read: a
 /// crowd that catches up with a feed waits for its turn, and leaves threads for other work.
@@ -98,6 +106,8 @@ pub struct SledStore {
     view: Arc<DurableView>,
     feeds: Arc<Feeds>,
     subscriptions: Arc<Subscriptions>,
+    counts: Arc<Counts>,
+    store_id: u64,
     cursors: CursorCodec,
     poison: Poison,
     /// `None` only while dropping.
@@ -157,7 +167,9 @@ impl SledStore {
         let feeds = Arc::new(Feeds::new(opened.report.feeds));
         let places = opened.report.subscriptions;
         let subscriptions = Arc::new(Subscriptions::new(places.clone()));
-        let cursors = CursorCodec::new(opened.row.store_id);
+        let counts = Arc::new(Counts::new(opened.report.counts));
+        let store_id = opened.row.store_id;
+        let cursors = CursorCodec::new(store_id).restored_from(opened.row.ancestor_id);
         let mark = opened.mark.map(Arc::new);
         let poison = Poison::new(mark.clone());
         let (applying, syncing) = (Stopwatch::default(), Stopwatch::default());
@@ -170,6 +182,7 @@ impl SledStore {
         let handover = Handover::new(Publisher {
             view: view.clone(),
             subscriptions: subscriptions.clone(),
+            counts: counts.clone(),
             poison: poison.clone(),
             sync_log,
             mark,
@@ -201,6 +214,8 @@ impl SledStore {
             view,
             feeds,
             subscriptions,
+            counts,
+            store_id,
             cursors,
             poison,
             jobs,
@@ -253,10 +268,11 @@ impl SledStore {
     /// Has the committer stage some work in a group, and waits until that is durable.
     async fn work<T: Send + 'static, E: From<StoreError> + Send + 'static>(
         &self,
+        room: Room,
         stage: impl FnOnce(&mut Committer, &mut Group) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E> {
         let stage = Box::new(stage);
-        self.commit(|answer| Job::Work(Box::new(Staged { stage, answer }))).await?
+        self.commit(|answer| Job::Work(Box::new(Staged { room, stage, answer }))).await?
     }
 
     /// Runs reads that may be long where they keep nobody waiting.
@@ -311,20 +327,20 @@ impl FeedSource for SledStore {
         })
     }
 
-    async fn completions(
+    async fn entries(
         &self,
         title: &Title,
         after: &Cursor,
         limit: usize,
-    ) -> Result<Vec<Completion>, FeedError> {
-        let sequence = self.cursors.decode(title, after).ok_or(FeedError::NotACursor)?;
+    ) -> Result<Vec<Entry>, FeedError> {
+        let sequence = self.position(title, after).ok_or(FeedError::NotACursor)?;
         let feed = self.feeds.of(title);
         let head = feed.ends().head;
         let oldest = || self.cursors.encode(title, feed.trimmed_through());
         if sequence > head {
             return Err(FeedError::InFuture { oldest: oldest() });
         }
-        let completions = match sequence == head {
+        let entries = match sequence == head {
             true => Vec::new(),
             false => {
                 let (title, cursors) = (title.clone(), self.cursors);
@@ -336,16 +352,61 @@ impl FeedSource for SledStore {
         if sequence < feed.trimmed_through() {
             return Err(FeedError::Expired { oldest: oldest() });
         }
-        if completions.is_empty() && sequence < head {
-            return Err(
-                StoreError::Corrupt(format!("completion {} is missing", sequence + 1)).into()
-            );
+        if entries.is_empty() && sequence < head {
+            return Err(StoreError::Corrupt(format!("event {} is missing", sequence + 1)).into());
         }
-        Ok(completions)
+        Ok(entries)
     }
 
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.feeds.of(title).changes()
+    }
+}
+
+#[async_trait]
+impl Operations for SledStore {
+    async fn reset(&self, update: ResetUpdate) -> Result<ResetDone, ResetError> {
+        let reset = move |committer: &mut Committer, group: &mut Group| {
+            operations::reset(committer, group, &update)
+        };
+        self.work(Room::Shared, reset).await
+    }
+
+    async fn erase_player(&self, player: &PlayerKey) -> Result<Erased, StoreError> {
+        let player = player.clone();
+        let erase = move |committer: &mut Committer, group: &mut Group| {
+            operations::erase(committer, group, &player)
+        };
+        self.work(Room::Alone, erase).await
+    }
+
+    async fn rarity(&self, title: &Title) -> Result<Rarity, StoreError> {
+        Ok(self.counts.of(title))
+    }
+
+    fn id(&self) -> u64 {
+        self.store_id
+    }
+
+    fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64> {
+        self.cursors.decode(title, cursor, self.feeds.of(title).ends().restored_through)
+    }
+
+    async fn full_records(
+        &self,
+        title: &Title,
+        after: Option<&PlayerId>,
+    ) -> Result<Vec<(PlayerId, Vec<(NodeId, StoredRecord)>)>, StoreError> {
+        let (title, after) = (title.clone(), after.cloned());
+        self.read(move |view| read_players(view, &title, after)).await
+    }
+
+    async fn import(&self, title: &Title, items: Vec<Item>) -> Result<Imported, ImportError> {
+        let title = title.clone();
+        let import = move |committer: &mut Committer, group: &mut Group| {
+            operations::import(committer, group, &title, items)
+        };
+        self.work(Room::Alone, import).await
     }
 }
 
@@ -370,7 +431,10 @@ impl Store for SledStore {
 
     async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError> {
         let title = title.clone();
-        self.work(move |committer, group| trim::trim(committer, group, &title, keep)).await
+        let trim = move |committer: &mut Committer, group: &mut Group| {
+            trim::trim(committer, group, &title, keep)
+        };
+        self.work(Room::Shared, trim).await
     }
 
     async fn open_subscription(
@@ -383,7 +447,7 @@ impl Store for SledStore {
         let open = move |committer: &mut Committer, group: &mut Group| {
             subscriptions::open(committer, group, key, after.as_ref())
         };
-        self.work(open).await
+        self.work(Room::Shared, open).await
     }
 
     async fn ack(
@@ -393,7 +457,10 @@ impl Store for SledStore {
         through: &Cursor,
     ) -> Result<Subscription, SubscriptionError> {
         let (key, through) = ((title.clone(), name.clone()), through.clone());
-        self.work(move |committer, group| subscriptions::ack(committer, group, key, &through)).await
+        let ack = move |committer: &mut Committer, group: &mut Group| {
+            subscriptions::ack(committer, group, key, &through)
+        };
+        self.work(Room::Shared, ack).await
     }
 
     async fn subscriptions(&self, title: &Title) -> Result<Vec<Subscription>, StoreError> {
@@ -414,7 +481,10 @@ impl Store for SledStore {
         name: &SubscriptionName,
     ) -> Result<(), SubscriptionError> {
         let key = (title.clone(), name.clone());
-        self.work(move |committer, group| subscriptions::delete(committer, group, key)).await
+        let delete = move |committer: &mut Committer, group: &mut Group| {
+            subscriptions::delete(committer, group, key)
+        };
+        self.work(Room::Shared, delete).await
     }
 
     async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {
@@ -480,33 +550,64 @@ fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<
     started.expect("a thread can be started while the store opens")
 }
 
-/// Completions are written once, and hidden from readers by the feed's head until durable; so they
-/// are read from the tree itself.
+/// Entries are hidden from readers by the feed's head until they are durable, so they are read from
+/// the tree itself. What is erased goes from there a moment before that is durable.
 fn read_feed(
     view: &DurableView,
     title: &Title,
     range: std::ops::RangeInclusive<u64>,
     limit: usize,
     cursors: CursorCodec,
-) -> Result<Vec<Completion>, StoreError> {
+) -> Result<Vec<Entry>, StoreError> {
     let first = keys::completion(title, *range.start());
     let last = keys::completion(title, *range.end());
-    let mut completions = Vec::new();
+    let mut entries = Vec::new();
     let mut bytes = 0;
-    let entries = view.tree().range(first..=last).take(limit);
-    for (entry, sequence) in entries.zip(range) {
-        let (key, value) = entry.map_err(failed)?;
+    let rows = view.tree().range(first..=last).take(limit);
+    for (row, sequence) in rows.zip(range) {
+        let (key, value) = row.map_err(failed)?;
         if key != keys::completion(title, sequence) {
             // A hole: retention at work, which the caller finds out.
             break;
         }
-        completions.push(read_completion(&key, &value, cursors, title, sequence)?);
+        entries.push(read_entry(&key, &value, cursors, title, sequence)?);
         bytes += value.len();
         if bytes > PAGE_BYTES_MAX {
             break;
         }
     }
-    Ok(completions)
+    Ok(entries)
+}
+
+/// Some players with all of their records, in the order of their keys.
+fn read_players(
+    view: &DurableView,
+    title: &Title,
+    mut after: Option<PlayerId>,
+) -> Result<Vec<(PlayerId, Vec<(NodeId, StoredRecord)>)>, StoreError> {
+    let mut players = Vec::new();
+    let mut records_read = 0;
+    while records_read < PLAYERS_RECORDS {
+        let keys = match &after {
+            Some(player) => view.tree().range(keys::behind_player(title, player)..),
+            None => view.tree().range(keys::records_of_title(title)..),
+        };
+        let Some(key) = keys.keys().next().transpose().map_err(failed)? else { break };
+        let Some(Key::Record(player, _)) = Key::decode(&key) else { break };
+        if player.title != *title {
+            break;
+        }
+        let records = view.read_aside(&player)?;
+        let records: Vec<_> =
+            records.iter().map(|(node, stored)| (node.clone(), (**stored).clone())).collect();
+        after = Some(player.player.clone());
+        // One whose first record is not durable yet has none.
+        if !records.is_empty() {
+            records_read += records.len();
+            players.push((player.player, records));
+        }
+    }
+    Ok(players)
 }
 
 #[cfg(test)]

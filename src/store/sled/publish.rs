@@ -20,6 +20,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     bounds::{GROUP_JOBS_MAX, GROUP_JOBS_MIN},
+    counts::{Counts, Tally},
     crash_point::crash_point,
     feeds::{FeedEnds, TitleFeed},
     mark::Mark,
@@ -40,6 +41,10 @@ pub(super) type SyncLog = Box<dyn FnMut() -> io::Result<()> + Send>;
 pub(super) struct Sealed {
     /// Its number among all groups of the store; `None` where it has written nothing.
     pub(super) number: Option<u64>,
+    /// Records that it completes.
+    pub(super) completions: u64,
+    /// What it does to the counts.
+    pub(super) tally: Tally,
     /// The feeds it changes, as they are after it.
     pub(super) feeds: Vec<(Arc<TitleFeed>, FeedEnds)>,
     /// The subscriptions it moves.
@@ -88,6 +93,7 @@ struct Shared {
 pub(super) struct Publisher {
     pub(super) view: Arc<DurableView>,
     pub(super) subscriptions: Arc<Subscriptions>,
+    pub(super) counts: Arc<Counts>,
     pub(super) poison: Poison,
     pub(super) sync_log: SyncLog,
     pub(super) mark: Option<Arc<Mark>>,
@@ -174,12 +180,12 @@ impl Publisher {
         if !group.subscriptions.is_empty() {
             self.subscriptions.publish(group.subscriptions);
         }
+        self.counts.publish(group.tally);
+        METRICS.completions.inc_by(group.completions);
         for (feed, ends) in group.feeds {
-            let head = feed.ends().head;
-            if head < ends.head {
+            if feed.ends().head < ends.head {
                 crash_point!("before-the-feed");
-                METRICS.completions.inc_by(ends.head - head);
-                feed.extend(ends.head, ends.newest_completed_at);
+                feed.extend(ends);
             }
         }
         // None where the watchdog has given this group up: its callers were told so.

@@ -6,18 +6,18 @@ use sled::Tree;
 
 use super::{
     frame, keys,
-    rows::{StoredRecord, completion_from_row},
+    rows::{entry_from_row, record_from_row},
 };
 use crate::{
-    domain::{Completion, NodeId, PlayerKey, Title},
+    domain::{Entry, NodeId, PlayerKey, Title},
     proto::rows::CompletionRow,
-    store::{StoreError, cursor::CursorCodec},
+    store::{StoreError, StoredRecord, cursor::CursorCodec},
 };
 
 /// Reads a record's value.
 pub(super) fn read_record(key: &[u8], value: &[u8]) -> Result<StoredRecord, StoreError> {
     let row = read_row(key, value)?;
-    StoredRecord::from_row(&row).ok_or_else(|| damaged(key, "holds impossible numbers"))
+    record_from_row(&row).ok_or_else(|| damaged(key, "holds impossible numbers"))
 }
 
 /// Reads any value.
@@ -63,16 +63,16 @@ pub(super) fn read_records(
     Ok(records)
 }
 
-/// Reads a completion's value.
-pub(super) fn read_completion(
+/// Reads the value of a place in a feed.
+pub(super) fn read_entry(
     key: &[u8],
     value: &[u8],
     cursors: CursorCodec,
     title: &Title,
     sequence: u64,
-) -> Result<Completion, StoreError> {
+) -> Result<Entry, StoreError> {
     let row: CompletionRow = read_row(key, value)?;
     let cursor = cursors.encode(title, sequence);
-    completion_from_row(&row, title.clone(), cursor)
-        .ok_or_else(|| damaged(key, "is no possible completion"))
+    entry_from_row(&row, title.clone(), cursor)
+        .ok_or_else(|| damaged(key, "is no possible event of a feed"))
 }

@@ -72,9 +72,8 @@ pub(super) fn open(
     let sequence =
         after.map(|after| place(committer, title, after, Behind::Refused)).transpose()?;
     let stored = committer.subscriptions.get(&key).copied();
-    let known = committer.subscriptions.keys().filter(|(of, _)| of == title).count();
-    if stored.is_none() && known >= SUBSCRIPTIONS_MAX {
-        return Err(SubscriptionError::TooMany);
+    if stored.is_none() {
+        check_count(committer, title)?;
     }
     // Only what is durable has been seen by anybody.
     let head = committer.feeds.of(title).ends().head;
@@ -84,6 +83,21 @@ pub(super) fn open(
         stored => move_to(committer, group, &key, stored, sequence),
     };
     Ok(told(committer, key, row))
+}
+
+/// Makes a subscription of another store, unless there is one of that name; tells whether it did.
+pub(super) fn import(
+    committer: &mut Committer,
+    group: &mut Group,
+    key: &SubscriptionKey,
+    sequence: u64,
+) -> Result<bool, SubscriptionError> {
+    if committer.subscriptions.contains_key(key) {
+        return Ok(false);
+    }
+    check_count(committer, &key.0)?;
+    move_to(committer, group, key, None, sequence);
+    Ok(true)
 }
 
 /// Moves a subscription forward.
@@ -119,6 +133,14 @@ pub(super) fn delete(
     Ok(())
 }
 
+fn check_count(committer: &Committer, title: &Title) -> Result<(), SubscriptionError> {
+    let known = committer.subscriptions.keys().filter(|(of, _)| of == title).count();
+    match known < SUBSCRIPTIONS_MAX {
+        true => Ok(()),
+        false => Err(SubscriptionError::TooMany),
+    }
+}
+
 fn move_to(
     committer: &mut Committer,
     group: &mut Group,
@@ -146,7 +168,8 @@ fn place(
 ) -> Result<u64, FeedError> {
     let ends = committer.feeds.of(title).ends();
     let oldest = || committer.cursors.encode(title, ends.trimmed_through);
-    match committer.cursors.decode(title, cursor).ok_or(FeedError::NotACursor)? {
+    let decoded = committer.cursors.decode(title, cursor, ends.restored_through);
+    match decoded.ok_or(FeedError::NotACursor)? {
         sequence if sequence > ends.head => Err(FeedError::InFuture { oldest: oldest() }),
         sequence if sequence < ends.trimmed_through && behind == Behind::Refused => {
             Err(FeedError::Expired { oldest: oldest() })

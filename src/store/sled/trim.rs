@@ -6,6 +6,7 @@ use super::{
     crash_point::crash_point,
     frame, keys,
     read::{failed, read_row},
+    rows::stored_at,
 };
 use crate::{
     domain::{EpochSeconds, Title},
@@ -24,17 +25,17 @@ pub(super) fn trim(
     // Only what is durable already can go.
     let head = feed.ends().head;
     let mut removed = Vec::new();
-    let mut completed_at = EpochSeconds::default();
+    let mut newest = EpochSeconds::default();
     while ends.trimmed_through < head && removed.len() < TRIM_ROWS_MAX {
         let sequence = ends.trimmed_through + 1;
         let key = keys::completion(title, sequence);
         let value = committer.view.tree().get(&key).map_err(failed)?;
-        let missing = || StoreError::Corrupt(format!("completion {sequence} is missing"));
+        let missing = || StoreError::Corrupt(format!("event {sequence} is missing"));
         let row: CompletionRow = read_row(&key, &value.ok_or_else(missing)?)?;
-        if keep.keeps(ends.head - ends.trimmed_through, EpochSeconds::new(row.completed_at)) {
+        if keep.keeps(ends.head - ends.trimmed_through, stored_at(&row)) {
             break;
         }
-        completed_at = EpochSeconds::new(row.completed_at);
+        newest = stored_at(&row);
         removed.push(key);
         ends.trimmed_through = sequence;
     }
@@ -42,8 +43,11 @@ pub(super) fn trim(
         return Ok(0);
     }
     let key = keys::Key::Feed(title.clone()).encode();
-    let row =
-        FeedRow { trimmed_through: ends.trimmed_through, trimmed_completed_at: completed_at.get() };
+    let row = FeedRow {
+        trimmed_through: ends.trimmed_through,
+        trimmed_stored_at: newest.get(),
+        restored_through: ends.restored_through,
+    };
     let value = frame::encode(&key, &row);
     group.write(key, Some(value));
     let count = removed.len();

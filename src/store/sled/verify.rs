@@ -1,8 +1,8 @@
 //! Reads a whole store and tells whether every value is sound and whether records and completions
 //! agree: run at every open, and by `accolade verify`.
 //!
-//! Agreement is checked in one pass without looking anything up. Each completed record and each
-//! completion is hashed over what they must have in common, and the two sums must be equal; a
+//! Agreement is checked in one pass without looking anything up. Each event that a record knows of
+//! and each event of a feed is hashed over what they must have in common, and the two sums must be equal; a
 //! second pass that does look up is made only to say what is wrong.
 
 use std::{
@@ -14,16 +14,16 @@ use sled::Tree;
 
 use super::{
     catalogs,
+    counts::ByTitle,
     feeds::FeedEnds,
     keys::{self, Key},
-    read::{damaged, failed, read_record, read_row},
-    rows::completion_from_row,
+    read::{damaged, failed, read_entry, read_record, read_row},
     subscriptions::Places,
 };
 use crate::{
-    domain::{Completion, Cursor, EpochSeconds, NodeId, PlayerKey, Title},
-    proto::rows::{CompletionRow, FeedRow, StoreRow, SubscriptionRow, TitleRow},
-    store::StoreError,
+    domain::{Entry, EpochSeconds, Event, NodeId, PlayerKey, Title},
+    proto::rows::{FeedRow, StoreRow, SubscriptionRow, TitleRow},
+    store::{PastEvent, Rarity, StoreError, cursor::CursorCodec},
 };
 
 /// Most problems that one report names.
@@ -36,18 +36,21 @@ pub struct Report {
     pub titles: u64,
     /// Records.
     pub records: u64,
-    /// Completions that are retained.
-    pub completions: u64,
+    /// Events of feeds that are retained: completions, resets, and places of what was erased.
+    pub events: u64,
     /// What is wrong, at most 20 lines; empty where everything is sound.
     pub problems: Vec<String>,
     pub(super) feeds: HashMap<Title, FeedEnds>,
     pub(super) subscriptions: Places,
+    pub(super) counts: ByTitle,
     pub(super) store: Option<StoreRow>,
     /// Sum of all versions, revisions, places through which feeds are trimmed, moves of
     /// subscriptions, and changes of rows that are gone.
     pub(super) changes: u64,
-    /// Sum over completed records whose completion is retained, less the sum over completions.
+    /// Sum over what records have in the feeds, less the sum over what the feeds have.
     difference: u64,
+    /// Whose record was the last. Those of a player stand together.
+    last_player: Option<PlayerKey>,
 }
 
 /// Reads everything in a tree.
@@ -110,7 +113,8 @@ impl Report {
                 let ends = FeedEnds {
                     trimmed_through: row.trimmed_through,
                     head: row.trimmed_through,
-                    newest_completed_at: EpochSeconds::new(row.trimmed_completed_at),
+                    newest_stored_at: EpochSeconds::new(row.trimmed_stored_at),
+                    restored_through: row.restored_through,
                 };
                 self.feeds.insert(title, ends);
             }
@@ -124,7 +128,7 @@ impl Report {
             }
             Key::Record(player, node) => self.take_record(key, &player, &node, value)?,
             Key::Completion { title, sequence } => {
-                self.take_completion(key, title, sequence, value)?;
+                self.take_event(key, title, sequence, value)?;
             }
         }
         Ok(())
@@ -140,44 +144,57 @@ impl Report {
         self.records += 1;
         let stored = read_record(key, value)?;
         self.changes = self.changes.wrapping_add(stored.record.state.version.get());
-        let sequence = stored.completion_sequence;
         let trimmed = self.feeds.get(&player.title).map_or(0, |ends| ends.trimmed_through);
-        if sequence > trimmed {
-            let at = stored.record.state.completed_at;
-            let sum =
-                fingerprint(player, node, sequence, at, stored.record.completed_version.get());
+        for event in stored.events().filter(|event| event.sequence > trimmed) {
+            let sum = fingerprint(player, node, &event);
             self.difference = self.difference.wrapping_add(sum);
         }
+        self.count(player, node, stored.completion_sequence != 0);
         Ok(())
     }
 
-    fn take_completion(
+    fn count(&mut self, player: &PlayerKey, node: &NodeId, is_completed: bool) {
+        let is_new = self.last_player.as_ref() != Some(player);
+        if is_new || is_completed {
+            if !self.counts.contains_key(&player.title) {
+                self.counts.insert(player.title.clone(), Rarity::default());
+            }
+            let count = self.counts.get_mut(&player.title).expect("it was just put there");
+            count.players += u64::from(is_new);
+            match count.completed.get_mut(node) {
+                Some(completed) => *completed += u64::from(is_completed),
+                None => drop(count.completed.insert(node.clone(), u64::from(is_completed))),
+            }
+        }
+        if is_new {
+            self.last_player = Some(player.clone());
+        }
+    }
+
+    fn take_event(
         &mut self,
         key: &[u8],
         title: Title,
         sequence: u64,
         value: &[u8],
     ) -> Result<(), StoreError> {
-        self.completions += 1;
-        let row: CompletionRow = read_row(key, value)?;
-        let Some(completion) = completion(&title, &row) else {
-            return Err(damaged(key, "is no possible completion"));
-        };
-        let (node, at) = (completion.node.definition().node_id(), completion.completed_at);
-        let sum = fingerprint(&completion.key, node, sequence, at, row.version);
-        self.difference = self.difference.wrapping_sub(sum);
-
+        self.events += 1;
+        let entry = read_entry(key, value, CursorCodec::new(0), &title, sequence)?;
+        if let Some((player, node, event)) = in_record(&entry, sequence) {
+            let sum = fingerprint(player, node, &event);
+            self.difference = self.difference.wrapping_sub(sum);
+        }
         let ends = self.feeds.entry(title).or_default();
         let expected = ends.head + 1;
         ends.head = sequence;
-        ends.newest_completed_at = ends.newest_completed_at.max(at);
+        ends.newest_stored_at = ends.newest_stored_at.max(entry.stored_at);
         if sequence != expected {
             return Err(damaged(key, &format!("follows a hole: {expected} is missing")));
         }
         Ok(())
     }
 
-    /// Names the records and completions that do not agree.
+    /// Names the records and events that do not agree.
     fn explain(&mut self, tree: &Tree) -> Result<(), StoreError> {
         for entry in tree {
             if self.problems.len() >= PROBLEMS_MAX {
@@ -189,7 +206,7 @@ impl Report {
                     self.check_record(tree, &key, &player, &node, &value)?
                 }
                 Some(Key::Completion { title, sequence }) => {
-                    check_completion(tree, &key, &title, sequence, &value)?
+                    check_event(tree, &key, &title, sequence, &value)?
                 }
                 _ => None,
             };
@@ -198,7 +215,7 @@ impl Report {
             }
         }
         if self.problems.is_empty() {
-            self.problem("records and completions do not agree".to_owned());
+            self.problem("records and events do not agree".to_owned());
         }
         Ok(())
     }
@@ -212,53 +229,54 @@ impl Report {
         value: &[u8],
     ) -> Result<Option<String>, StoreError> {
         let Ok(stored) = read_record(key, value) else { return Ok(None) };
-        let sequence = stored.completion_sequence;
         let trimmed = self.feeds.get(&player.title).map_or(0, |ends| ends.trimmed_through);
-        if sequence <= trimmed {
-            return Ok(None);
+        for event in stored.events().filter(|event| event.sequence > trimmed) {
+            let sequence = event.sequence;
+            let there = tree.get(keys::completion(&player.title, sequence)).map_err(failed)?;
+            if there.is_none() {
+                return Ok(Some(format!(
+                    "record {player:?} {node:?} has event {sequence}, which the feed lacks"
+                )));
+            }
         }
-        let completion = tree.get(keys::completion(&player.title, sequence)).map_err(failed)?;
-        Ok(completion.is_none().then(|| {
-            format!("record {player:?} {node:?} completed at {sequence}, which the feed lacks")
-        }))
+        Ok(None)
     }
 }
 
-fn check_completion(
+fn check_event(
     tree: &Tree,
     key: &[u8],
     title: &Title,
     sequence: u64,
     value: &[u8],
 ) -> Result<Option<String>, StoreError> {
-    let Ok(row) = read_row::<CompletionRow>(key, value) else { return Ok(None) };
-    let Some(completion) = completion(title, &row) else { return Ok(None) };
-    let (player, node) = (&completion.key, completion.node.definition().node_id());
+    let Ok(entry) = read_entry(key, value, CursorCodec::new(0), title, sequence) else {
+        return Ok(None);
+    };
+    let Some((player, node, event)) = in_record(&entry, sequence) else { return Ok(None) };
     let record_key = keys::record(player, node);
     let record = tree.get(&record_key).map_err(failed)?;
-    let agrees = record.and_then(|value| read_record(&record_key, &value).ok()).is_some_and(|it| {
-        it.completion_sequence == sequence
-            && it.record.completed_version.get() == row.version
-            && it.record.state.completed_at.get() == row.completed_at
-    });
+    let record = record.and_then(|value| read_record(&record_key, &value).ok());
+    let agrees = record.is_some_and(|stored| stored.events().any(|known| known == event));
     Ok((!agrees).then(|| {
-        format!("completion {sequence} of {title:?} does not agree with record {player:?} {node:?}")
+        format!("event {sequence} of {title:?} does not agree with record {player:?} {node:?}")
     }))
 }
 
-/// A completion without its cursor, which is not looked at here.
-fn completion(title: &Title, row: &CompletionRow) -> Option<Completion> {
-    completion_from_row(row, title.clone(), Cursor::new(""))
+/// What a record must know of an event of the feed; `None` where it is erased.
+fn in_record(entry: &Entry, sequence: u64) -> Option<(&PlayerKey, &NodeId, PastEvent)> {
+    let (player, node, version) = entry.event.of()?;
+    let at = match &entry.event {
+        Event::Completion(completion) => completion.completed_at,
+        Event::Reset(reset) => reset.reset_at,
+        Event::Erased => return None,
+    };
+    Some((player, node, PastEvent { sequence, version, at }))
 }
 
-fn fingerprint(
-    player: &PlayerKey,
-    node: &NodeId,
-    sequence: u64,
-    completed_at: EpochSeconds,
-    version: u64,
-) -> u64 {
+fn fingerprint(player: &PlayerKey, node: &NodeId, event: &PastEvent) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (player, node, sequence, completed_at.get(), version).hash(&mut hasher);
+    let PastEvent { sequence, version, at } = event;
+    (player, node, sequence, at.get(), version.get()).hash(&mut hasher);
     hasher.finish()
 }

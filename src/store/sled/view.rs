@@ -22,11 +22,10 @@ use sled::Tree;
 use super::{
     keys,
     read::{failed, read_record, read_records},
-    rows::StoredRecord,
 };
 use crate::{
     domain::{NodeId, PlayerKey},
-    store::StoreError,
+    store::{StoreError, StoredRecord},
 };
 
 /// How often a scan is repeated because a group that touches it was published in the middle of it.
@@ -63,8 +62,8 @@ pub(super) struct Change {
     pub(super) node: NodeId,
     /// As it was before the group; `None` where it did not exist.
     pub(super) before: Option<Arc<StoredRecord>>,
-    /// As it is after the group.
-    pub(super) after: Arc<StoredRecord>,
+    /// As it is after the group; `None` where it goes.
+    pub(super) after: Option<Arc<StoredRecord>>,
 }
 
 /// See the module.
@@ -94,13 +93,17 @@ impl Weighter<PlayerKey, Cached> for ByBytes {
         const PLAYER: usize = 200;
         const RECORD: usize = 260;
         const REMEMBERED: usize = 120;
+        const PAST: usize = 24;
+        const LATE: usize = 16;
         let records: &[_] = match cached {
             Cached::All(records) => records,
             Cached::TooMany => &[],
         };
         let records = records.iter().map(|(node, stored)| {
             let extra = stored.record.state.extra.as_str().len();
-            RECORD + node.as_str().len() + extra + stored.record.remembered.len() * REMEMBERED
+            let rare = stored.past.len() * PAST + stored.record.late.len() * LATE;
+            let remembered = stored.record.remembered.len() * REMEMBERED;
+            RECORD + node.as_str().len() + extra + remembered + rare
         });
         (PLAYER + player.player.as_str().len() + records.sum::<usize>()) as u64
     }
@@ -138,17 +141,26 @@ impl DurableView {
 
     /// The durable records of a player, as of one moment; reads the tree.
     pub(super) fn read(&self, player: &PlayerKey) -> Result<Records, StoreError> {
+        self.read_with(player, |this, records| this.keep(player, records))
+    }
+
+    /// `finish` is called while no group can be published.
+    fn read_with(
+        &self,
+        player: &PlayerKey,
+        finish: impl Fn(&Self, Vec<(NodeId, Arc<StoredRecord>)>) -> Records,
+    ) -> Result<Records, StoreError> {
         for _ in 0..SCAN_ATTEMPTS {
             let published = self.groups.read().published;
             let applied = read_records(&self.tree, player, usize::MAX)?;
             let groups = self.groups.read();
             if !groups.has_touched(player, groups.published - published) {
-                return Ok(self.keep(player, groups.restore(player, applied)));
+                return Ok(finish(self, groups.restore(player, applied)));
             }
         }
         let groups = self.groups.read();
         let applied = read_records(&self.tree, player, usize::MAX)?;
-        Ok(self.keep(player, groups.restore(player, applied)))
+        Ok(finish(self, groups.restore(player, applied)))
     }
 
     /// To be called while no group can be published.
@@ -173,7 +185,7 @@ impl DurableView {
         let groups = self.groups.read();
         let hidden = groups.hidden.iter().rev().find_map(|changes| find(changes, player, node));
         if let Some(change) = hidden {
-            return Ok(Some(change.after.clone()));
+            return Ok(change.after.clone());
         }
         drop(groups);
         let records = match self.players.get(player) {
@@ -191,6 +203,21 @@ impl DurableView {
         };
         let place = records.binary_search_by(|(of, _)| of.cmp(node)).ok();
         Ok(place.map(|place| records[place].1.clone()))
+    }
+
+    /// Whether a player has any record, with every change that is applied. For the committer.
+    pub(super) fn has_applied(&self, player: &PlayerKey) -> Result<bool, StoreError> {
+        let first = self.tree.scan_prefix(keys::records_of_player(player)).keys().next();
+        Ok(first.transpose().map_err(failed)?.is_some())
+    }
+
+    /// The durable records of a player, as of one moment, without keeping them in memory: for reads
+    /// that go over all players.
+    pub(super) fn read_aside(&self, player: &PlayerKey) -> Result<Records, StoreError> {
+        match self.cached(player) {
+            Some(records) => Ok(records),
+            None => self.read_with(player, |_, records| records.into()),
+        }
     }
 
     fn read_one(
@@ -235,9 +262,11 @@ pub(super) fn find<'a>(
 fn merge(records: &Records, changes: &[Change]) -> Vec<(NodeId, Arc<StoredRecord>)> {
     let mut merged = records.to_vec();
     for Change { node, after, .. } in changes {
-        match merged.binary_search_by(|(of, _)| of.cmp(node)) {
-            Ok(place) => merged[place].1 = after.clone(),
-            Err(place) => merged.insert(place, (node.clone(), after.clone())),
+        match (merged.binary_search_by(|(of, _)| of.cmp(node)), after) {
+            (Ok(place), Some(after)) => merged[place].1 = after.clone(),
+            (Ok(place), None) => drop(merged.remove(place)),
+            (Err(place), Some(after)) => merged.insert(place, (node.clone(), after.clone())),
+            (Err(_), None) => {}
         }
     }
     merged
@@ -275,7 +304,7 @@ impl Groups {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::rows::record_to_row, *};
     use crate::{
         domain::{Progress, Record, State, Version},
         testing::{node_id, player},
@@ -288,14 +317,14 @@ mod tests {
             ..State::default()
         };
         let record = Record { state, ..Record::default() };
-        Arc::new(StoredRecord { record, completion_sequence: 0 })
+        Arc::new(StoredRecord { record, ..StoredRecord::default() })
     }
 
     fn changes(id: &str, nodes: &[(&str, u64, u64)]) -> Arc<Changes> {
         let changes = nodes.iter().map(|(node, before, after)| Change {
             node: node_id(node),
             before: (*before > 0).then(|| stored(*before)),
-            after: stored(*after),
+            after: Some(stored(*after)),
         });
         Arc::new(Changes::from([(player("t", id), changes.collect())]))
     }
@@ -307,7 +336,7 @@ mod tests {
 
     fn write(view: &DurableView, id: &str, node: &str, version: u64) {
         let key = keys::record(&player("t", id), &node_id(node));
-        let value = super::super::frame::encode(&key, &stored(version).to_row());
+        let value = super::super::frame::encode(&key, &record_to_row(&stored(version)));
         view.tree.insert(key, value).unwrap();
     }
 

@@ -12,8 +12,19 @@ use crate::store::StoreError;
 /// What is staged.
 type Stage<T, E> = Box<dyn FnOnce(&mut Committer, &mut Group) -> Result<T, E> + Send>;
 
-/// Something to stage in a group; it writes at most `WORK_BYTES_MAX`.
+/// How much of a group a work may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// It writes at most `WORK_BYTES_MAX`, and looks at what the group holds.
+    Shared,
+    /// It may fill a group, or reads the tree only: nothing else is in its group.
+    Alone,
+}
+
+/// Something to stage in a group.
 pub(super) trait Work: Send {
+    fn room(&self) -> Room;
+
     /// Adds what it writes to a group.
     fn stage(self: Box<Self>, committer: &mut Committer, group: &mut Group) -> Answer;
 
@@ -23,13 +34,18 @@ pub(super) trait Work: Send {
 
 /// A stage, and whom to tell.
 pub(super) struct Staged<T, E> {
+    pub(super) room: Room,
     pub(super) stage: Stage<T, E>,
     pub(super) answer: oneshot::Sender<Result<T, E>>,
 }
 
 impl<T: Send + 'static, E: From<StoreError> + Send + 'static> Work for Staged<T, E> {
+    fn room(&self) -> Room {
+        self.room
+    }
+
     fn stage(self: Box<Self>, committer: &mut Committer, group: &mut Group) -> Answer {
-        let Self { stage, answer } = *self;
+        let Self { stage, answer, .. } = *self;
         let result = stage(committer, group);
         Answer::Worked(Box::new(move |done| drop(answer.send(done.map_err(E::from).and(result)))))
     }

@@ -1,0 +1,140 @@
+//! `ImportRecords`: items in, in steps that are each stored as a whole.
+
+use std::sync::Arc;
+
+use async_stream::try_stream;
+use futures_util::FutureExt;
+use prost::Message;
+use tokio_stream::{Stream, StreamExt};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::{
+    status,
+    transfer::{Piece, piece},
+    wire::int,
+};
+use crate::{
+    catalog::Catalogs,
+    domain::Title,
+    proto::v1,
+    store::{CatalogError, IMPORT_BYTES_MAX, IMPORT_ITEMS_MAX, Imported, Store, transfer::Item},
+};
+
+/// What the items of one step take.
+#[derive(Default)]
+struct Step {
+    items: Vec<Item>,
+    bytes: usize,
+}
+
+/// Stores items as they come; `first` was read already, to see which title they are for.
+pub(super) fn import(
+    store: Arc<dyn Store>,
+    catalogs: Catalogs,
+    title: Title,
+    first: v1::ImportRecordsRequest,
+    mut requests: Streaming<v1::ImportRecordsRequest>,
+    stop: CancellationToken,
+) -> impl Stream<Item = Result<v1::ImportRecordsResponse, Status>> + Send {
+    try_stream! {
+        let stopped = stop.cancelled_owned();
+        tokio::pin!(stopped);
+        let mut told = v1::ImportRecordsResponse::default();
+        let mut read = 0;
+        let mut step = Step::default();
+        let mut next = Some(Ok(first));
+        let mut is_open = true;
+        while is_open {
+            match next.take() {
+                Some(request) => {
+                    let request = request.map_err(|status| status::from_stream(&status))?;
+                    read += 1;
+                    take(request, read, &title, &catalogs, &mut step).await?;
+                }
+                None => is_open = false,
+            }
+            let waiting = match is_open && step.has_room() {
+                true => requests.next().now_or_never(),
+                false => None,
+            };
+            match waiting {
+                Some(request) => next = request,
+                // Nothing more is there yet, or nothing more fits.
+                None => {
+                    let first = read - step.items.len() + 1;
+                    let stored = store_step(&*store, &title, &mut step, first).await?;
+                    told.items = int(read as u64);
+                    told.stored += int(stored.stored);
+                    told.present += int(stored.present);
+                    told.kept += int(stored.kept);
+                    yield told;
+                    if is_open {
+                        next = tokio::select! {
+                            biased;
+                            () = &mut stopped => Some(Err(status::draining())),
+                            request = requests.next() => request,
+                        };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds what a message says to the step.
+async fn take(
+    request: v1::ImportRecordsRequest,
+    number: usize,
+    title: &Title,
+    catalogs: &Catalogs,
+    step: &mut Step,
+) -> Result<(), Status> {
+    let bytes = request.encoded_len();
+    let message = request.item.ok_or_else(|| status::malformed_item(number, "it is missing"))?;
+    let piece = piece(message, title);
+    match piece.map_err(|problem| status::malformed_item(number, &problem))? {
+        Piece::Start { catalog, item, .. } => {
+            if catalogs.get(title).is_none() {
+                match catalogs.apply(title, catalog, Some(0), false).await {
+                    // Somebody made it meanwhile.
+                    Err(CatalogError::RevisionMismatch { .. }) => {}
+                    applied => drop(applied.map_err(status::from_catalog)?),
+                }
+            }
+            step.add(item, bytes);
+        }
+        Piece::Item(item) => step.add(item, bytes),
+        Piece::Nothing | Piece::End => {}
+    }
+    Ok(())
+}
+
+async fn store_step(
+    store: &dyn Store,
+    title: &Title,
+    step: &mut Step,
+    first: usize,
+) -> Result<Imported, Status> {
+    let items = std::mem::take(step).items;
+    match items.is_empty() {
+        true => Ok(Imported::default()),
+        false => {
+            let imported = store.import(title, items).await;
+            imported.map_err(|error| status::from_import(error, first))
+        }
+    }
+}
+
+impl Step {
+    fn add(&mut self, item: Item, bytes: usize) {
+        // An event writes its record too, and each row has a key.
+        const KEYS_BYTES: usize = 700;
+        self.bytes += 2 * bytes + KEYS_BYTES;
+        self.items.push(item);
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes < IMPORT_BYTES_MAX && self.items.len() < IMPORT_ITEMS_MAX
+    }
+}

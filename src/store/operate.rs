@@ -1,0 +1,119 @@
+//! What operators do with a store: take records back, erase players, move titles.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use thiserror::Error;
+
+use super::{FeedSource, PAST_EVENTS_MAX, StoreError, StoredRecord, transfer::Item};
+use crate::domain::{Cursor, NodeId, Outcome, PlayerId, PlayerKey, ResetUpdate, Title};
+
+/// See the module. Whatever a method returns is durable before it does.
+#[async_trait]
+pub trait Operations: FeedSource {
+    /// Judges and stores a reset ([`crate::domain::decide_reset`]), and its event in the same step.
+    async fn reset(&self, update: ResetUpdate) -> Result<ResetDone, ResetError>;
+
+    /// Removes records of a player, and what they have in the feed, a bounded number of them; a
+    /// record goes with all of its events. Tells how many; nothing means that there are no more.
+    async fn erase_player(&self, player: &PlayerKey) -> Result<Erased, StoreError>;
+
+    /// How many players a title has, and how many of them have completed each node.
+    async fn rarity(&self, title: &Title) -> Result<Rarity, StoreError>;
+
+    /// The number that this store was made with.
+    fn id(&self) -> u64;
+
+    /// The place that a cursor of this store names, as a number that grows with the feed.
+    fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64>;
+
+    /// Everything that is stored of some players, who follow `after` in the store's own order; none
+    /// only where there are no more.
+    async fn full_records(
+        &self,
+        title: &Title,
+        after: Option<&PlayerId>,
+    ) -> Result<Vec<(PlayerId, Vec<(NodeId, StoredRecord)>)>, StoreError>;
+
+    /// Stores items that another store gave, all or none, by the rules of `transfer.rs`. What is
+    /// there already is not stored again. Together they take at most [`IMPORT_BYTES_MAX`].
+    async fn import(&self, title: &Title, items: Vec<Item>) -> Result<Imported, ImportError>;
+}
+
+/// Most bytes of items that are imported in one step, as rows.
+pub const IMPORT_BYTES_MAX: usize = 512 << 10;
+
+/// Most items that are imported in one step.
+pub const IMPORT_ITEMS_MAX: usize = 512;
+
+/// What a reset did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResetDone {
+    /// Whether this is a retry of something stored before.
+    pub replayed: bool,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// Its place in the feed, where it was stored.
+    pub cursor: Option<Cursor>,
+}
+
+/// What one step of an erasure removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// Records.
+    pub records: u64,
+    /// Events of the feed, whose places stay and are empty.
+    pub events: u64,
+}
+
+/// How many have done what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rarity {
+    /// Players with a record.
+    pub players: u64,
+    /// Players with a completed record of each node; a node that nobody completed may be missing.
+    pub completed: HashMap<NodeId, u64>,
+}
+
+/// What one step of an import did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// Items that were stored.
+    pub stored: u64,
+    /// Items that were there already.
+    pub present: u64,
+    /// Records that stay as they are: here they are newer.
+    pub kept: u64,
+}
+
+/// Why a record was not reset.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum ResetError {
+    /// It has as many events as a record may have.
+    #[error(
+        "the record has {PAST_EVENTS_MAX} resets and completions behind it already, and takes no \
+         more; erase the player to begin anew"
+    )]
+    TooMany,
+    /// The store could not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why items were not imported; nothing of their step is stored.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum ImportError {
+    /// An item does not go with what is stored.
+    #[error("item {index} {problem}")]
+    Refused {
+        /// Which of the items.
+        index: usize,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// The store could not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -1,0 +1,204 @@
+//! What operators do, each as one step for the committer.
+
+use super::{
+    bounds::ERASE_RECORDS_MAX,
+    commit::{Committer, Group},
+    feeds::FeedEnds,
+    frame,
+    keys::{self, Key},
+    read::{failed, read_entry, read_records, read_row},
+    rows::stored_at,
+    subscriptions,
+    view::Change,
+};
+use crate::{
+    domain::{
+        Entry, EpochSeconds, Event, NodeId, PlayerKey, Reset, ResetRuling, ResetUpdate,
+        SubscriptionName, Title, Verdict, decide_reset,
+    },
+    proto::rows::{CompletionRow, FeedRow},
+    store::{
+        Erased, ImportError, Imported, ResetDone, ResetError, StoreError, StoredRecord,
+        transfer::{self, Item, Target},
+    },
+};
+
+/// Takes a record back to its beginning, and says so in the feed.
+pub(super) fn reset(
+    committer: &mut Committer,
+    group: &mut Group,
+    update: &ResetUpdate,
+) -> Result<ResetDone, ResetError> {
+    let ResetUpdate { key, node, reason, .. } = update;
+    let stored = committer.record(key, node, group)?;
+    let (feed, mut ends) = committer.feed(&key.title, group);
+    let now = committer.clock.now().max(ends.newest_stored_at);
+    let nothing = StoredRecord::default();
+    let before = stored.as_deref().unwrap_or(&nothing);
+    let ResetRuling { replayed, outcome, write } = decide_reset(update, &before.record, now);
+    let Some(record) = write else {
+        let told = before.events().find(|event| event.version == outcome.after.version);
+        let told = told.filter(|_| replayed && outcome.verdict == Verdict::Stored);
+        let cursor = told.map(|event| committer.cursors.encode(&key.title, event.sequence));
+        return Ok(ResetDone { replayed, outcome, cursor });
+    };
+    ends.head += 1;
+    ends.newest_stored_at = now;
+    let after = before.reset(record, ends.head).ok_or(ResetError::TooMany)?;
+    let event = Event::Reset(Reset {
+        key: key.clone(),
+        node: node.clone(),
+        reason: reason.clone(),
+        progress: outcome.before.progress,
+        completed_at: outcome.before.completed_at,
+        version: outcome.after.version,
+        reset_at: now,
+    });
+    group.write_event(&key.title, ends.head, &event, now);
+    group.write_record(key, node, stored, after, 0);
+    group.feeds.insert(key.title.clone(), (feed, ends));
+    let cursor = Some(committer.cursors.encode(&key.title, ends.head));
+    Ok(ResetDone { replayed, outcome, cursor })
+}
+
+/// Removes records of a player, each with its events. Alone in its group: the tree then holds
+/// everything that was applied before.
+pub(super) fn erase(
+    committer: &mut Committer,
+    group: &mut Group,
+    player: &PlayerKey,
+) -> Result<Erased, StoreError> {
+    let tree = committer.view.tree().clone();
+    let mut records = read_records(&tree, player, ERASE_RECORDS_MAX + 1)?;
+    let is_last = records.len() <= ERASE_RECORDS_MAX;
+    records.truncate(ERASE_RECORDS_MAX);
+    let (_, ends) = committer.feed(&player.title, group);
+    let mut erased = Erased { records: records.len() as u64, events: 0 };
+    let mut places = Vec::new();
+    for event in records.iter().flat_map(|(_, stored)| stored.events()) {
+        if event.sequence > ends.trimmed_through {
+            let key = keys::completion(&player.title, event.sequence);
+            let value = tree.get(&key).map_err(failed)?;
+            let missing = || StoreError::Corrupt(format!("event {} is missing", event.sequence));
+            let row: CompletionRow = read_row(&key, &value.ok_or_else(missing)?)?;
+            places.push((event.sequence, stored_at(&row)));
+        }
+    }
+    // Nothing above has touched the group.
+    for (sequence, stored_at) in places {
+        group.write_event(&player.title, sequence, &Event::Erased, stored_at);
+        erased.events += 1;
+    }
+    let players = if is_last && !records.is_empty() { -1 } else { 0 };
+    let mut changes = Vec::with_capacity(records.len());
+    for (node, stored) in records {
+        group.write(keys::record(player, &node), None);
+        group.stored += 1;
+        group.removed += stored.record.state.version.get() + 1;
+        changes.push(Change { node, before: Some(stored), after: None });
+    }
+    if !changes.is_empty() {
+        group.change(player, changes, players);
+    }
+    Ok(erased)
+}
+
+/// Stores items of another store, all or none. Alone in its group.
+pub(super) fn import(
+    committer: &mut Committer,
+    group: &mut Group,
+    title: &Title,
+    items: Vec<Item>,
+) -> Result<Imported, ImportError> {
+    // Apart from the group, which stays empty where something is refused.
+    let mut target = GroupTarget { committer, group: Group::default(), title };
+    let imported = transfer::import(&mut target, title, items);
+    let GroupTarget { committer, group: staged, .. } = target;
+    match imported {
+        Ok(_) => *group = staged,
+        // An import only makes subscriptions; these are made no more.
+        Err(_) => staged.subscriptions.iter().for_each(|(key, _)| {
+            committer.subscriptions.remove(key);
+        }),
+    }
+    imported
+}
+
+/// A title as it is at the end of a group.
+struct GroupTarget<'a> {
+    committer: &'a mut Committer,
+    group: Group,
+    title: &'a Title,
+}
+
+impl GroupTarget<'_> {
+    fn move_feed(&mut self, ends: FeedEnds) {
+        let (feed, _) = self.committer.feed(self.title, &self.group);
+        self.group.feeds.insert(self.title.clone(), (feed, ends));
+    }
+}
+
+impl Target for GroupTarget<'_> {
+    fn ends(&mut self) -> (u64, u64, EpochSeconds) {
+        let (_, ends) = self.committer.feed(self.title, &self.group);
+        (ends.trimmed_through, ends.head, ends.newest_stored_at)
+    }
+
+    fn event(&mut self, position: u64) -> Result<Option<Event>, StoreError> {
+        let key = keys::completion(self.title, position);
+        let value = self.committer.view.tree().get(&key).map_err(failed)?;
+        let read = |value: sled::IVec| {
+            read_entry(&key, &value, self.committer.cursors, self.title, position)
+        };
+        Ok(value.map(read).transpose()?.map(|entry| entry.event))
+    }
+
+    fn record(&mut self, key: &PlayerKey, node: &NodeId) -> Result<StoredRecord, StoreError> {
+        let stored = self.committer.record(key, node, &self.group)?;
+        Ok(stored.map_or_else(StoredRecord::default, |stored| (*stored).clone()))
+    }
+
+    fn begin_feed(&mut self, position: u64) {
+        let (_, ends) = self.committer.feed(self.title, &self.group);
+        let row = FeedRow {
+            trimmed_through: position,
+            // Nobody knows; what is stored from now on has times of its own.
+            trimmed_stored_at: 0,
+            restored_through: ends.restored_through,
+        };
+        let key = Key::Feed(self.title.clone()).encode();
+        let value = frame::encode(&key, &row);
+        self.group.write(key, Some(value));
+        self.group.stored += position;
+        self.move_feed(FeedEnds { trimmed_through: position, head: position, ..ends });
+    }
+
+    fn append(&mut self, position: u64, entry: &Entry) {
+        self.group.write_event(self.title, position, &entry.event, entry.stored_at);
+        let (_, ends) = self.committer.feed(self.title, &self.group);
+        let newest_stored_at = entry.stored_at;
+        self.move_feed(FeedEnds { head: position, newest_stored_at, ..ends });
+    }
+
+    fn put(
+        &mut self,
+        key: &PlayerKey,
+        node: &NodeId,
+        stored: StoredRecord,
+    ) -> Result<(), StoreError> {
+        let before = self.committer.record(key, node, &self.group)?;
+        let players = i64::from(self.committer.is_new(key, &self.group)?);
+        self.group.write_record(key, node, before, stored, players);
+        Ok(())
+    }
+
+    fn subscribe(&mut self, name: SubscriptionName, position: u64) -> Result<bool, String> {
+        let key = (self.title.clone(), name);
+        let made = subscriptions::import(self.committer, &mut self.group, &key, position);
+        made.map_err(|error| error.to_string())
+    }
+
+    fn is_full(&self) -> bool {
+        !self.group.has_room()
+    }
+}

@@ -1,0 +1,276 @@
+//! Moving a title from one store to another, in pieces that may come again: pure rules.
+//!
+//! An export is the feed from its old end, then every record, each behind all events that it has,
+//! then the rest of the feed. Events keep their places. An event alone says what its record was
+//! right after it, so whatever part of an export has arrived is a sound title: each completed record
+//! has its completion, and each event its record. A record that comes behind brings the rest.
+
+use super::{ImportError, Imported, StoreError, StoredRecord};
+use crate::domain::{
+    Entry, EpochSeconds, Event, NodeId, PlayerId, PlayerKey, Record, State, SubscriptionName, Title,
+};
+
+/// A piece of a title.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Item {
+    /// Where the feed begins: what was before is gone.
+    FeedStart {
+        /// The last place that is gone; 0 where none is.
+        position: u64,
+    },
+    /// What stands at a place of the feed; its cursor is that of the other store.
+    Entry {
+        /// The place.
+        position: u64,
+        /// What stands there.
+        entry: Box<Entry>,
+    },
+    /// A record.
+    Record {
+        /// Whose.
+        player: PlayerId,
+        /// Of which node.
+        node: NodeId,
+        /// All of it.
+        stored: Box<StoredRecord>,
+    },
+    /// A named subscription.
+    Subscription {
+        /// Its name.
+        name: SubscriptionName,
+        /// The place through which it is acked.
+        position: u64,
+    },
+}
+
+/// A title that items are stored in.
+pub(super) trait Target {
+    /// The ends of its feed (gone through, newest), and when the newest event was stored.
+    fn ends(&mut self) -> (u64, u64, EpochSeconds);
+
+    /// What stands at a place of its feed; `None` where that was put there in this step.
+    fn event(&mut self, position: u64) -> Result<Option<Event>, StoreError>;
+
+    /// A record; the default where there is none.
+    fn record(&mut self, key: &PlayerKey, node: &NodeId) -> Result<StoredRecord, StoreError>;
+
+    /// Begins a feed that has nothing behind a place.
+    fn begin_feed(&mut self, position: u64);
+
+    /// Puts an entry at the next place of the feed.
+    fn append(&mut self, position: u64, entry: &Entry);
+
+    /// Stores a record.
+    fn put(
+        &mut self,
+        key: &PlayerKey,
+        node: &NodeId,
+        stored: StoredRecord,
+    ) -> Result<(), StoreError>;
+
+    /// Makes a subscription, unless there is one of that name; tells whether it did.
+    fn subscribe(&mut self, name: SubscriptionName, position: u64) -> Result<bool, String>;
+
+    /// Whether this step is more than a store can do at once.
+    fn is_full(&self) -> bool;
+}
+
+/// What becomes of an item.
+enum Fate {
+    Stored,
+    /// It is there already.
+    Present,
+    /// What is there is newer.
+    Kept,
+}
+
+/// Why an item has no fate.
+enum Trouble {
+    Refused(String),
+    Store(StoreError),
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<String> for Trouble {
+    fn from(problem: String) -> Self {
+        Self::Refused(problem)
+    }
+}
+
+/// Stores items in a title. Where one is refused, what the target was given is to be dropped.
+pub(super) fn import(
+    target: &mut dyn Target,
+    title: &Title,
+    items: Vec<Item>,
+) -> Result<Imported, ImportError> {
+    let mut imported = Imported::default();
+    for (index, item) in items.into_iter().enumerate() {
+        let fate = match target.is_full() {
+            true => Err(Trouble::Refused("is too much for one step; send fewer".to_owned())),
+            false => import_item(target, title, item),
+        };
+        match fate {
+            Ok(Fate::Stored) => imported.stored += 1,
+            Ok(Fate::Present) => imported.present += 1,
+            Ok(Fate::Kept) => imported.kept += 1,
+            Err(Trouble::Refused(problem)) => return Err(ImportError::Refused { index, problem }),
+            Err(Trouble::Store(error)) => return Err(error.into()),
+        }
+    }
+    Ok(imported)
+}
+
+fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fate, Trouble> {
+    let (trimmed_through, head, newest_stored_at) = target.ends();
+    match item {
+        Item::FeedStart { position } if position <= head => Ok(Fate::Present),
+        Item::FeedStart { position } if head > 0 => Err(Trouble::Refused(format!(
+            "begins the feed with event {}, and the title goes on with {}: import into a title \
+             that has no completions",
+            position + 1,
+            head + 1
+        ))),
+        Item::FeedStart { position } => {
+            target.begin_feed(position);
+            Ok(Fate::Stored)
+        }
+        Item::Entry { position, .. } if position <= trimmed_through => Ok(Fate::Present),
+        Item::Entry { position, entry } if position <= head => {
+            let here = target.event(position)?;
+            let is_same = here.is_some_and(|it| it == Event::Erased || it == entry.event);
+            match is_same {
+                true => Ok(Fate::Present),
+                false => Err(Trouble::Refused(format!(
+                    "is event {position}, and the title has another one there: import into a \
+                     title that has no completions of its own"
+                ))),
+            }
+        }
+        Item::Entry { position, .. } if position != head + 1 => Err(Trouble::Refused(format!(
+            "is event {position}, and {} comes next: import the whole export, from its beginning",
+            head + 1
+        ))),
+        Item::Entry { position, entry } if entry.stored_at < newest_stored_at => {
+            Err(Trouble::Refused(format!("is event {position}, stored before the one it follows")))
+        }
+        Item::Entry { position, entry } => {
+            if let Some((key, node, _)) = entry.event.of() {
+                let after = after_event(&target.record(key, node)?, &entry.event, position)?;
+                target.put(key, node, after)?;
+            }
+            target.append(position, &entry);
+            Ok(Fate::Stored)
+        }
+        Item::Record { player, node, stored } => {
+            let key = PlayerKey { title: title.clone(), player };
+            match merge(&target.record(&key, &node)?, *stored, trimmed_through, head)? {
+                Merged::Present => Ok(Fate::Present),
+                Merged::Kept => Ok(Fate::Kept),
+                Merged::Write(stored) => {
+                    target.put(&key, &node, stored)?;
+                    Ok(Fate::Stored)
+                }
+            }
+        }
+        Item::Subscription { position, .. } if position > head => Err(Trouble::Refused(format!(
+            "stands at event {position}, and the feed ends at {head}: import the whole export"
+        ))),
+        Item::Subscription { name, position } => match target.subscribe(name, position)? {
+            true => Ok(Fate::Stored),
+            false => Ok(Fate::Present),
+        },
+    }
+}
+
+/// What becomes of a record that is imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Merged {
+    /// It is there already.
+    Present,
+    /// What is there is newer.
+    Kept,
+    /// It is to be stored.
+    Write(StoredRecord),
+}
+
+/// The record right after an event, which stands at `position`.
+fn after_event(
+    stored: &StoredRecord,
+    event: &Event,
+    position: u64,
+) -> Result<StoredRecord, String> {
+    let Some((key, node, version)) = event.of() else {
+        return Err("is an erased event, which has no record".to_owned());
+    };
+    let here = stored.record.state.version;
+    if here >= version {
+        let (player, here) = (&key.player, here.get());
+        return Err(format!(
+            "is an event of version {} of {player:?} {node:?}, which is at version {here} here: \
+             import into a title that has no sets of its own",
+            version.get()
+        ));
+    }
+    match event {
+        Event::Completion(_) if stored.completion_sequence != 0 => {
+            Err(format!("completes {:?} {node:?} a second time without a reset", key.player))
+        }
+        Event::Completion(completion) => Ok(StoredRecord {
+            record: Record {
+                state: State {
+                    progress: completion.progress,
+                    completed_at: completion.completed_at,
+                    extra: completion.extra.clone(),
+                    version,
+                },
+                completed_version: version,
+                reset_at: stored.record.reset_at,
+                ..Record::default()
+            },
+            completion_sequence: position,
+            past: stored.past.clone(),
+        }),
+        Event::Reset(reset) => {
+            let state = State { version, ..State::default() };
+            let record = Record { state, reset_at: reset.reset_at, ..Record::default() };
+            let after = stored.reset(record, position);
+            after.ok_or_else(|| "is one event more than a record may have".to_owned())
+        }
+        Event::Erased => unreachable!("it has no record"),
+    }
+}
+
+/// What becomes of a record that meets the one that is `stored`, in a feed that goes from
+/// `trimmed_through` to `head`.
+fn merge(
+    stored: &StoredRecord,
+    item: StoredRecord,
+    trimmed_through: u64,
+    head: u64,
+) -> Result<Merged, String> {
+    let version = |of: &StoredRecord| of.record.state.version;
+    if version(stored) > version(&item) {
+        return Ok(Merged::Kept);
+    }
+    let retained = |of: &StoredRecord| -> Vec<_> {
+        of.events().filter(|event| event.sequence > trimmed_through).collect()
+    };
+    let has_come = item.events().all(|event| event.sequence <= head);
+    if !has_come || retained(stored) != retained(&item) {
+        return Err("is a record that does not go with the events before it; import the whole \
+                    export, from its beginning"
+            .to_owned());
+    }
+    if *stored == item {
+        return Ok(Merged::Present);
+    }
+    match version(stored) == version(&item) && stored.record.state != item.record.state {
+        true => Ok(Merged::Kept),
+        false => Ok(Merged::Write(item)),
+    }
+}
