@@ -13,8 +13,9 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 use crate::{
     clock::Clock,
     domain::{
-        Catalog, Change, DefinitionDraft, EpochSeconds, Extra, NodeId, NodeUpdate, PlayerId,
-        PlayerKey, PlayerUpdate, RequestId, SetUpdate, SubscriptionName, Title, Version,
+        Catalog, Change, Completion, DefinitionDraft, Entry, EpochSeconds, Event, Extra, NodeId,
+        NodeUpdate, PlayerId, PlayerKey, PlayerUpdate, RequestId, SetUpdate, SubscriptionName,
+        Title, Version,
     },
 };
 
@@ -108,6 +109,20 @@ impl Update {
 
     pub(crate) fn build(self) -> PlayerUpdate {
         self.0
+    }
+}
+
+/// The player of something in a feed.
+pub(crate) fn player_of(entry: &Entry) -> &str {
+    let (key, ..) = entry.event.of().expect("nothing was erased");
+    key.player.as_str()
+}
+
+/// A completion in a feed.
+pub(crate) fn completion_of(entry: &Entry) -> &Completion {
+    match &entry.event {
+        Event::Completion(completion) => completion,
+        other => panic!("{other:?} is no completion"),
     }
 }
 

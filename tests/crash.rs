@@ -367,6 +367,7 @@ async fn follow(
                 cursor.clone_from(&completion.cursor);
                 seen.lock().await.push(completion.cursor);
             }
+            Event::Reset(reset) => panic!("nobody resets anything: {reset:?}"),
         }
         if *address.borrow() != url {
             break;

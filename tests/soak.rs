@@ -409,6 +409,7 @@ async fn subscribe(url: String, stopped: watch::Receiver<bool>) -> Vec<String> {
                     cursor = completion.cursor;
                     players.push(completion.player_id);
                 }
+                Event::Reset(reset) => panic!("nobody resets anything: {reset:?}"),
             }
         }
     }

@@ -1,15 +1,19 @@
 //! The command line.
 
+mod backup;
 mod catalog;
 mod connect;
 mod offline;
+mod operate;
 mod print;
+mod progress;
 mod records;
 mod serve;
 mod token;
+mod transfer;
 mod watch;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use thiserror::Error;
@@ -51,6 +55,20 @@ enum Command {
     /// Apply, show or list catalogues
     #[command(subcommand)]
     Catalog(catalog::CatalogCommand),
+    /// Tell how many players have completed each node
+    Rarity(operate::RarityArgs),
+    /// Take a player's record back to its beginning; exits with 5 on a conflict
+    Reset(operate::ResetArgs),
+    /// Remove everything of a player, from the feed's past too
+    Erase(operate::EraseArgs),
+    /// Write a title to a file, as lines of JSON; goes on where one was cut off
+    Export(transfer::ExportArgs),
+    /// Store what was exported; may be repeated
+    Import(transfer::ImportArgs),
+    /// Write all titles to a file, while the server runs
+    Backup(backup::BackupArgs),
+    /// Make a data folder from a backup
+    Restore(backup::RestoreArgs),
     /// Make a token, and the entry for the server's file of tokens
     Token(token::TokenArgs),
     /// Read a whole data folder and check it; no server may have it open. sled may cut a torn log
@@ -86,6 +104,24 @@ pub enum CliError {
     /// A data folder is not sound.
     #[error("{0}")]
     Unsound(String),
+    /// A file cannot be read or written.
+    #[error("`{}`: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A line of a file is wrong.
+    #[error("`{}`, line {line}: {problem}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: u64,
+        /// What is wrong.
+        problem: String,
+    },
 }
 
 impl CliError {
@@ -144,6 +180,13 @@ pub async fn run(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Set(args) => records::set(args).await,
         Command::Watch(args) => watch::watch(args).await,
         Command::Catalog(command) => catalog::run(command).await,
+        Command::Rarity(args) => operate::rarity(args).await,
+        Command::Reset(args) => operate::reset(args).await,
+        Command::Erase(args) => operate::erase(args).await,
+        Command::Export(args) => transfer::export(args).await,
+        Command::Import(args) => transfer::import(args).await,
+        Command::Backup(args) => backup::backup(args).await,
+        Command::Restore(args) => backup::restore(args).await,
         Command::Token(args) => token::token(&args),
         Command::Verify(args) => offline::verify(&args),
     }

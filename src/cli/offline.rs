@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
-use super::CliError;
+use super::{CliError, progress};
 use crate::store::sled::SledStore;
 
 /// Page cache while verifying: everything is read once, so little is enough.
@@ -18,7 +18,9 @@ pub(super) struct VerifyArgs {
 }
 
 pub(super) fn verify(args: &VerifyArgs) -> Result<ExitCode, CliError> {
-    let report = SledStore::verify(&args.dir, CACHE_BYTES);
+    let bar = progress::rows("verifying");
+    let report = SledStore::verify(&args.dir, CACHE_BYTES, &mut |rows| bar.set_position(rows));
+    bar.finish_and_clear();
     let report = report.map_err(|error| CliError::Unsound(error.to_string()))?;
     println!(
         "sound: {} titles, {} records, {} events",

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 
 use crate::proto::DESCRIPTORS;
 
@@ -19,10 +19,22 @@ pub(super) fn json(name: &str, message: &impl Message) -> String {
     String::from_utf8(line).expect("JSON is UTF-8")
 }
 
+/// Reads a line of JSON; `name` is the message's name in package `accolade.v1`.
+pub(super) fn from_json<M: Message + Default>(name: &str, line: &str) -> Result<M, String> {
+    let mut deserializer = serde_json::Deserializer::from_str(line);
+    let message = DynamicMessage::deserialize(descriptor(name), &mut deserializer);
+    let message = message.map_err(|error| error.to_string())?;
+    deserializer.end().map_err(|error| error.to_string())?;
+    message.transcode_to().map_err(|error| error.to_string())
+}
+
 fn dynamic(name: &str, bytes: &[u8]) -> DynamicMessage {
+    DynamicMessage::decode(descriptor(name), bytes).expect("a message reads back")
+}
+
+fn descriptor(name: &str) -> MessageDescriptor {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     let decode = || DescriptorPool::decode(DESCRIPTORS).expect("descriptors are sound");
     let descriptor = POOL.get_or_init(decode).get_message_by_name(&format!("accolade.v1.{name}"));
-    DynamicMessage::decode(descriptor.expect("the message is of the API"), bytes)
-        .expect("a message reads back")
+    descriptor.expect("the message is of the API")
 }

@@ -44,7 +44,7 @@ use tonic::{
 pub use self::{
     add::{Add, CONFLICTS_MAX},
     authorization::Authorization,
-    retry::may_pass,
+    retry::{Pauses, may_pass},
     watch::{Happened, Watch},
 };
 use self::{retry::Attempts, versions::Versions};

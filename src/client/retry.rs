@@ -50,7 +50,7 @@ pub(super) fn request_id() -> Result<String, Status> {
 /// Pauses that grow from one failure to the next; each is between half of it and all of it, so that
 /// those who failed together do not come back together.
 #[derive(Debug)]
-pub(super) struct Pauses(Duration);
+pub struct Pauses(Duration);
 
 impl Default for Pauses {
     fn default() -> Self {
@@ -60,7 +60,7 @@ impl Default for Pauses {
 
 impl Pauses {
     /// What to wait after this failure; longer where the server says so.
-    pub(super) fn next(&mut self, status: &Status) -> Duration {
+    pub fn next(&mut self, status: &Status) -> Duration {
         let pause = self.0.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.0 = (self.0 * 2).min(PAUSE_MAX);
         pause_told(status).map_or(pause, |told| told + pause)

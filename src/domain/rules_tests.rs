@@ -59,6 +59,7 @@ fn batch(asks: &[(&str, Ask)], request_id: Option<&str>, max_progress: u64) -> P
         key: PlayerKey { title: Title::parse("t").unwrap(), player },
         request_id: request_id.map(|id| RequestId::parse(id).unwrap()),
         updates: asks.iter().map(|(id, ask)| ask.item(id, max_progress)).collect(),
+        happened_at: None,
     }
 }
 

@@ -40,7 +40,7 @@ async fn next(events: &mut Events) -> Cursor {
     loop {
         let event = tokio::time::timeout(PATIENCE, events.next()).await;
         let event = event.expect("a completion comes in time");
-        if let FeedEvent::Completion(cursor) = event.unwrap().unwrap() {
+        if let FeedEvent::Entry(cursor) = event.unwrap().unwrap() {
             return cursor;
         }
     }
@@ -63,7 +63,7 @@ async fn follow(live: Live<Cursor>, after: Start, count: usize, pause: Duration)
 #[tokio::test]
 async fn a_subscriber_that_falls_behind_the_live_end_misses_nothing() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(TestClock::at(1000)));
-    let live = Live::new(store.clone(), |completion| completion.cursor.clone());
+    let live = Live::new(store.clone(), |entry| Some(entry.cursor.clone()));
     let (mut slow, mut fast) = (watch(&live, Start::Oldest), watch(&live, Start::Oldest));
     let first = complete(&*store, 0).await;
     assert_eq!([next(&mut slow).await, next(&mut fast).await], [first.clone(), first]);
@@ -89,7 +89,7 @@ async fn a_subscriber_that_falls_behind_the_live_end_misses_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_joins_at_any_time_gets_each_completion_once_and_in_order() {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(TestClock::at(1000)));
-    let live = Live::new(store.clone(), |completion| completion.cursor.clone());
+    let live = Live::new(store.clone(), |entry| Some(entry.cursor.clone()));
     let mut subscribers = JoinSet::new();
     let mut cursors: Vec<Cursor> = Vec::new();
     for n in 0..COMPLETIONS {

@@ -8,10 +8,10 @@ use tokio::sync::watch;
 
 use super::{Page, PageRequest, page};
 use crate::{
-    domain::{Completion, CompletionFilter, Cursor, Title},
+    domain::{CompletionFilter, Cursor, Entry, Title},
     feed::Start,
     store::{FeedBounds, FeedError, FeedSource, MemoryStore, Retention, Store, StoreError},
-    testing::{TestClock, Update, title},
+    testing::{TestClock, Update, player_of, title},
 };
 
 /// Removes all but so many completions just before a read of the feed.
@@ -29,17 +29,17 @@ impl FeedSource for Overtaken {
         self.store.feed_bounds(title).await
     }
 
-    async fn completions(
+    async fn entries(
         &self,
         title: &Title,
         after: &Cursor,
         limit: usize,
-    ) -> Result<Vec<Completion>, FeedError> {
+    ) -> Result<Vec<Entry>, FeedError> {
         if self.reads.fetch_add(1, Ordering::Relaxed) + 1 == self.read {
             let keep = Retention { stored_since: None, count: Some(self.kept) };
             while self.store.trim_feed(title, keep).await? > 0 {}
         }
-        self.store.completions(title, after, limit).await
+        self.store.entries(title, after, limit).await
     }
 
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
@@ -62,13 +62,13 @@ async fn overtaken(completions: usize, read: usize, kept: u64) -> Page {
 
 #[tokio::test]
 async fn a_page_from_the_oldest_begins_again_where_retention_overtakes_it() {
-    let Page { completions, is_last, .. } = overtaken(3, 1, 1).await;
-    let players: Vec<_> = completions.iter().map(|it| it.key.player.as_str()).collect();
+    let Page { entries, is_last, .. } = overtaken(3, 1, 1).await;
+    let players: Vec<_> = entries.iter().map(player_of).collect();
     assert_eq!((players, is_last), (vec!["p2"], true));
 }
 
 #[tokio::test]
 async fn a_page_that_is_overtaken_later_gives_what_it_has() {
-    let Page { completions, is_last, .. } = overtaken(1500, 2, 0).await;
-    assert_eq!((completions.len(), is_last), (1000, false));
+    let Page { entries, is_last, .. } = overtaken(1500, 2, 0).await;
+    assert_eq!((entries.len(), is_last), (1000, false));
 }

@@ -102,6 +102,7 @@ pub fn piece(message: v1::TitleItem, title: &Title) -> Result<Piece, String> {
             position: number("position", subscription.position)?,
         })),
         Kind::Checkpoint(_) => Ok(Piece::Nothing),
+        Kind::Backup(_) => Err("it begins a backup; restore that".to_owned()),
         Kind::End(_) => Ok(Piece::End),
     }
 }

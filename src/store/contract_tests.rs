@@ -8,25 +8,27 @@ use super::{
 };
 use crate::{
     domain::{Change, Cursor, EpochSeconds, Refusal, Verdict},
-    testing::{TestClock, Update, catalog, node_id, player, subscription, title},
+    testing::{
+        TestClock, Update, catalog, completion_of, node_id, player, player_of, subscription, title,
+    },
 };
 
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 
 /// A store, the clock it was given, and what must live as long.
-struct Subject {
-    store: Arc<dyn Store>,
-    clock: Arc<TestClock>,
+pub(super) struct Subject {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) clock: Arc<TestClock>,
     _dir: Option<tempfile::TempDir>,
 }
 
-fn memory() -> Subject {
+pub(super) fn memory() -> Subject {
     let clock = TestClock::at(1000);
     Subject { store: Arc::new(MemoryStore::new(clock.clone())), clock, _dir: None }
 }
 
-fn on_sled() -> Subject {
+pub(super) fn on_sled() -> Subject {
     let clock = TestClock::at(1000);
     let dir = tempfile::tempdir().unwrap();
     let store = SledStore::open(dir.path(), 1 << 20, clock.clone()).unwrap();
@@ -46,19 +48,21 @@ macro_rules! contract {
     };
 }
 
+pub(super) use contract;
+
 impl Subject {
-    async fn complete(&self, player: &str, node: &str) -> Cursor {
+    pub(super) async fn complete(&self, player: &str, node: &str) -> Cursor {
         let update = Update::of("t", player).delta(node, 1, 1).build();
         let applied = self.store.apply(update).await.unwrap();
         applied.outcomes[0].1.clone().expect("completes")
     }
 
-    async fn feed(&self, after: &Cursor) -> Result<Vec<String>, FeedError> {
-        let page = self.store.completions(&title("t"), after, 1000).await?;
-        Ok(page.iter().map(|it| it.key.player.as_str().to_owned()).collect())
+    pub(super) async fn feed(&self, after: &Cursor) -> Result<Vec<String>, FeedError> {
+        let page = self.store.entries(&title("t"), after, 1000).await?;
+        Ok(page.iter().map(|it| player_of(it).to_owned()).collect())
     }
 
-    async fn oldest(&self) -> Cursor {
+    pub(super) async fn oldest(&self) -> Cursor {
         self.store.feed_bounds(&title("t")).await.unwrap().oldest
     }
 
@@ -74,7 +78,7 @@ impl Subject {
         self.store.ack(&title("t"), &subscription(name), through).await
     }
 
-    async fn trim(&self, keep: Retention) -> usize {
+    pub(super) async fn trim(&self, keep: Retention) -> usize {
         let mut removed = 0;
         loop {
             match self.store.trim_feed(&title("t"), keep).await.unwrap() {
@@ -191,10 +195,10 @@ contract! {
         let applied = subject.store.apply(update.clone()).await.unwrap();
         let cursors: Vec<_> = applied.outcomes.iter().map(|it| it.1.clone().unwrap()).collect();
         let oldest = subject.oldest().await;
-        let feed = subject.store.completions(&title("t"), &oldest, 10).await.unwrap();
+        let feed = subject.store.entries(&title("t"), &oldest, 10).await.unwrap();
         let found: Vec<_> = feed.iter().map(|it| it.cursor.clone()).collect();
         assert_eq!(found, cursors);
-        let ids: Vec<_> = feed.iter().map(|it| it.node.definition().node_id().as_str()).collect();
+        let ids: Vec<_> = feed.iter().map(|it| completion_of(it).node.definition().node_id().as_str()).collect();
         assert_eq!(ids, ["b", "a"]);
         let again = subject.store.apply(update).await.unwrap();
         assert!(again.replayed);
@@ -205,8 +209,8 @@ contract! {
         let update = Update::of("t", "p").set("n", 5, Some(Change::Finish), Some("x"), Some(0));
         subject.store.apply(update.build()).await.unwrap();
         let oldest = subject.oldest().await;
-        let feed = subject.store.completions(&title("t"), &oldest, 10).await.unwrap();
-        let completion = &feed[0];
+        let feed = subject.store.entries(&title("t"), &oldest, 10).await.unwrap();
+        let completion = completion_of(&feed[0]);
         assert_eq!(completion.key, player("t", "p"));
         assert_eq!(completion.node.root_id(), &node_id("n"));
         assert_eq!(completion.node.definition().draft().display_name, "名 n");
@@ -228,7 +232,7 @@ contract! {
         }
         let newest = subject.store.feed_bounds(&title("t")).await.unwrap().newest;
         assert_eq!(newest, cursors[10]);
-        let page = subject.store.completions(&title("t"), &cursors[2], 3).await.unwrap();
+        let page = subject.store.entries(&title("t"), &cursors[2], 3).await.unwrap();
         assert_eq!(page.len(), 3);
     }
 
@@ -238,7 +242,7 @@ contract! {
             let found = subject.feed(&Cursor::new(text)).await;
             assert!(matches!(found, Err(FeedError::NotACursor)), "{text:?}");
         }
-        let other = subject.store.completions(&title("u"), &cursor, 10).await;
+        let other = subject.store.entries(&title("u"), &cursor, 10).await;
         assert!(matches!(other, Err(FeedError::NotACursor)));
     }
 
@@ -302,10 +306,10 @@ contract! {
         }
 
         let oldest = subject.oldest().await;
-        let feed = subject.store.completions(&title("t"), &oldest, 10).await.unwrap();
+        let feed = subject.store.entries(&title("t"), &oldest, 10).await.unwrap();
         let cursors: Vec<_> = feed.iter().map(|it| it.cursor.clone()).collect();
         assert_eq!(cursors, told);
-        let times: Vec<_> = feed.iter().map(|it| it.completed_at.get()).collect();
+        let times: Vec<_> = feed.iter().map(|it| completion_of(it).completed_at.get()).collect();
         assert_eq!(times, moments.map(|(_, completed_at)| completed_at));
         for (version, completed_at) in (1..).zip(times) {
             let records = subject.store.records(&player("t", &format!("p{version}"))).await;
@@ -340,9 +344,9 @@ contract! {
         subject.clock.put(DAY + 2);
         subject.complete("again", "n").await;
         let oldest = subject.oldest().await;
-        let feed = subject.store.completions(&title("t"), &oldest, 10).await.unwrap();
-        assert_eq!(feed[0].key, player("t", "again"));
-        assert_eq!(feed[0].completed_at.get(), DAY + HOUR, "not before what was removed");
+        let feed = subject.store.entries(&title("t"), &oldest, 10).await.unwrap();
+        assert_eq!(completion_of(&feed[0]).key, player("t", "again"));
+        assert_eq!(completion_of(&feed[0]).completed_at.get(), DAY + HOUR, "not before what was removed");
     }
 
     async fn whoever_waits_for_a_feed_is_woken(subject: Subject) {
@@ -429,12 +433,12 @@ async fn a_clock_that_went_back_while_the_store_was_closed_changes_no_order() {
         let store = SledStore::open(dir.path(), 1 << 20, clock.clone()).unwrap();
         store.apply(Update::of("t", id).delta("n", 1, 1).build()).await.unwrap();
         let oldest = store.feed_bounds(&title("t")).await.unwrap().oldest;
-        let feed = store.completions(&title("t"), &oldest, 10).await.unwrap();
+        let feed = store.entries(&title("t"), &oldest, 10).await.unwrap();
         let newest = feed.last().unwrap().clone();
         // Its place and time are kept, though it is removed itself.
         let none = Retention { count: Some(0), ..Retention::default() };
         store.trim_feed(&title("t"), none).await.unwrap();
-        (newest.completed_at.get(), newest.cursor)
+        (completion_of(&newest).completed_at.get(), newest.cursor)
     };
     let mut cursors = BTreeSet::new();
     for (id, now, completed_at) in [("a", DAY, DAY), ("b", HOUR, DAY), ("c", 2 * DAY, 2 * DAY)] {

@@ -338,3 +338,5 @@ impl fmt::Debug for dyn Store {
 mod contract_tests;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod operate_tests;

@@ -4,16 +4,19 @@
 //! `ACCOLADE_MODEL_HISTORIES` sets how many, of 30 steps each on average; 340 unless given, which
 //! are 10,000 steps.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
 use tokio::runtime::Runtime;
 
-use super::{FeedError, FeedSource, Retention, Store, sled::SledStore};
+use super::{FeedError, FeedSource, Operations, Rarity, Retention, Store, sled::SledStore};
 use crate::{
-    domain::{Change, Cursor, EpochSeconds, PlayerUpdate, Record, State, decide},
-    testing::{TestClock, Update, player, title},
+    domain::{
+        Change, Cursor, EpochSeconds, Event, PlayerUpdate, Reason, Record, RequestId, ResetUpdate,
+        State, Version, decide, decide_reset,
+    },
+    testing::{TestClock, Update, node_id, player, title},
 };
 
 const PLAYERS: [&str; 3] = ["a", "b", "ab"];
@@ -28,6 +31,8 @@ fn histories() -> u32 {
 #[derive(Clone, Debug)]
 enum Step {
     Apply(PlayerUpdate),
+    Reset(ResetUpdate),
+    Erase(&'static str),
     Trim(u64),
     Restart,
 }
@@ -35,8 +40,8 @@ enum Step {
 #[derive(Clone, Debug, Default)]
 struct Model {
     records: BTreeMap<(String, String), Record>,
-    /// Player and node of every completion there ever was.
-    feed: Vec<(String, String)>,
+    /// Player, node and whether it is a reset, of every event there ever was; erased ones are empty.
+    feed: Vec<Option<(String, String, bool)>>,
     trimmed: usize,
 }
 
@@ -54,11 +59,54 @@ impl Model {
         for ((key, write), outcome) in keys.into_iter().zip(ruling.writes).zip(ruling.outcomes) {
             let Some(record) = write else { continue };
             if outcome.newly_completed {
-                self.feed.push(key.clone());
+                self.feed.push(Some((key.0.clone(), key.1.clone(), false)));
             }
             self.records.insert(key, record);
         }
     }
+
+    fn reset(&mut self, update: &ResetUpdate) {
+        let key = (update.key.player.as_str().to_owned(), update.node.as_str().to_owned());
+        let stored = self.records.get(&key).cloned().unwrap_or_default();
+        if let Some(record) = decide_reset(update, &stored, EpochSeconds::new(NOW)).write {
+            self.feed.push(Some((key.0.clone(), key.1.clone(), true)));
+            self.records.insert(key, record);
+        }
+    }
+
+    fn erase(&mut self, id: &str) {
+        self.records.retain(|(player, _), _| player != id);
+        for event in &mut self.feed {
+            if event.as_ref().is_some_and(|(player, ..)| player == id) {
+                *event = None;
+            }
+        }
+    }
+
+    fn rarity(&self) -> Rarity {
+        let players: BTreeSet<_> = self.records.keys().map(|(player, _)| player).collect();
+        let mut rarity = Rarity { players: players.len() as u64, ..Rarity::default() };
+        for ((_, node), record) in &self.records {
+            if record.state.completed_at.is_set() {
+                *rarity.completed.entry(node_id(node)).or_default() += 1;
+            }
+        }
+        rarity
+    }
+}
+
+fn reset() -> impl Strategy<Value = ResetUpdate> {
+    let (who, node) = (0..PLAYERS.len(), 0..NODES.len());
+    let expected = proptest::option::weighted(0.2, 0..4u64);
+    (who, node, expected, proptest::option::of("[a-f]")).prop_map(|(who, node, expected, id)| {
+        ResetUpdate {
+            key: player("t", PLAYERS[who]),
+            node: node_id(NODES[node].0),
+            reason: Reason::parse("a test").unwrap(),
+            expected: expected.map(Version::stored),
+            request_id: id.map(|id| RequestId::parse(&id).unwrap()),
+        }
+    })
 }
 
 fn update() -> impl Strategy<Value = PlayerUpdate> {
@@ -81,6 +129,16 @@ fn update() -> impl Strategy<Value = PlayerUpdate> {
         })
 }
 
+/// Of the last seconds, under few ids, so that they come again.
+fn late_update() -> impl Strategy<Value = PlayerUpdate> {
+    (0..PLAYERS.len(), 0..NODES.len(), 1..4u64, "[a-m]", 0..5u64).prop_map(
+        |(who, node, delta, id, ago)| {
+            let (node, target) = NODES[node];
+            Update::of("t", PLAYERS[who]).id(&id).delta(node, target, delta).at(NOW - ago).build()
+        },
+    )
+}
+
 impl ReferenceStateMachine for Model {
     type State = Self;
     type Transition = Step;
@@ -92,6 +150,9 @@ impl ReferenceStateMachine for Model {
     fn transitions(_: &Self) -> BoxedStrategy<Step> {
         prop_oneof![
             20 => update().prop_map(Step::Apply),
+            3 => late_update().prop_map(Step::Apply),
+            2 => reset().prop_map(Step::Reset),
+            1 => (0..PLAYERS.len()).prop_map(|who| Step::Erase(PLAYERS[who])),
             1 => (0..5u64).prop_map(Step::Trim),
             1 => Just(Step::Restart),
         ]
@@ -101,6 +162,8 @@ impl ReferenceStateMachine for Model {
     fn apply(mut state: Self, step: &Step) -> Self {
         match step {
             Step::Apply(update) => state.apply(update),
+            Step::Reset(update) => state.reset(update),
+            Step::Erase(id) => state.erase(id),
             Step::Trim(keep) => {
                 let keep = usize::try_from(*keep).unwrap();
                 state.trimmed = state.trimmed.max(state.feed.len().saturating_sub(keep));
@@ -148,6 +211,15 @@ impl StateMachineTest for Tested {
                 let _ = this.runtime.block_on(store.apply(update));
                 store
             }
+            Step::Reset(update) => {
+                this.runtime.block_on(store.reset(update)).expect("few events");
+                store
+            }
+            Step::Erase(id) => {
+                let erase = || this.runtime.block_on(store.erase_player(&player("t", id)));
+                while erase().unwrap().records > 0 {}
+                store
+            }
             Step::Trim(keep) => {
                 let keep = Retention { count: Some(keep), ..Retention::default() };
                 this.runtime.block_on(store.trim_feed(&title("t"), keep)).unwrap();
@@ -174,15 +246,19 @@ impl StateMachineTest for Tested {
                 expected.map(|((_, node), record)| (node.clone(), record.state.clone())).collect();
             assert_eq!(found, expected, "records of {id}");
         }
-        let from_start = this.runtime.block_on(store.completions(&title("t"), &this.start, 1000));
+        let from_start = this.runtime.block_on(store.entries(&title("t"), &this.start, 1000));
         assert_eq!(matches!(from_start, Err(FeedError::Expired { .. })), model.trimmed > 0);
         let oldest = this.runtime.block_on(store.feed_bounds(&title("t"))).unwrap().oldest;
-        let feed = this.runtime.block_on(store.completions(&title("t"), &oldest, 1000)).unwrap();
+        let feed = this.runtime.block_on(store.entries(&title("t"), &oldest, 1000)).unwrap();
         let found = feed.iter().map(|it| {
-            let node = it.node.definition().node_id().as_str().to_owned();
-            (it.key.player.as_str().to_owned(), node)
+            let (key, node, _) = it.event.of()?;
+            let is_reset = matches!(it.event, Event::Reset(_));
+            Some((key.player.as_str().to_owned(), node.as_str().to_owned(), is_reset))
         });
         assert_eq!(found.collect::<Vec<_>>(), model.feed[model.trimmed..]);
+        let mut rarity = this.runtime.block_on(store.rarity(&title("t"))).unwrap();
+        rarity.completed.retain(|_, completed| *completed > 0);
+        assert_eq!(rarity, model.rarity());
     }
 }
 

@@ -14,6 +14,7 @@ const DOORS: [(&str, &[&str]); 15] = [
             "access",
             "catalog",
             "client",
+            "clock",
             "config",
             "domain",
             "proto",

@@ -364,7 +364,7 @@ async fn wait(mut stream: Stream) -> Waited {
                 longest_silence = longest_silence.max(last.elapsed());
                 heartbeats += 1;
             }
-            Ok(Event::Completion(completion)) => panic!("{completion:?} came from nowhere"),
+            Ok(event) => panic!("{event:?} came from nowhere"),
             Err(end) => return Waited { heartbeats, longest_silence, cursor, end },
         }
         last = Instant::now();

@@ -193,6 +193,7 @@ fn cursor_of(event: &Event) -> &String {
         Event::Started(started) => &started.cursor,
         Event::Completion(completion) => &completion.cursor,
         Event::Heartbeat(heartbeat) => &heartbeat.cursor,
+        Event::Reset(reset) => &reset.cursor,
     }
 }
 
@@ -236,6 +237,7 @@ fn check(heard: &[Event], feed: &[Completion], admits: impl Fn(&Completion) -> b
                 assert!(admits(completion), "the filter drops {completion:?}");
                 &feed[at..place - 1]
             }
+            Event::Reset(reset) => panic!("nobody resets anything: {reset:?}"),
             Event::Heartbeat(_) => {
                 assert!(place >= at, "a heartbeat goes back to {place} from {at}");
                 &feed[at..place]

@@ -103,11 +103,12 @@ pub async fn examine(folder: &Path, told: &Told) -> Result<(), String> {
     let mut cursor = store.feed_bounds(&title).await.map_err(|error| error.to_string())?.oldest;
     let mut feed = Vec::new();
     loop {
-        let page = store.completions(&title, &cursor, 1000).await;
+        let page = store.entries(&title, &cursor, 1000).await;
         let page = page.map_err(|error| error.to_string())?;
         let Some(last) = page.last() else { break };
         cursor = last.cursor.clone();
-        feed.extend(page.iter().map(|it| it.key.player.as_str().to_owned()));
+        let players = page.iter().filter_map(|it| it.event.of());
+        feed.extend(players.map(|(key, ..)| key.player.as_str().to_owned()));
     }
     // Retention may have taken the oldest away; from the first that is there, nothing is missing.
     let retained = feed.first().and_then(|first| told.feed.iter().position(|it| it == first));

@@ -19,7 +19,7 @@ fn cases() -> u64 {
 }
 
 /// Everything that a store shows.
-type Shown = (BTreeMap<String, Vec<(NodeId, State)>>, Vec<Completion>, Vec<String>);
+type Shown = (BTreeMap<String, Vec<(NodeId, State)>>, Vec<Entry>, Vec<String>);
 
 async fn shown(store: &SledStore) -> Result<Shown, String> {
     let mut records = BTreeMap::new();
@@ -29,7 +29,7 @@ async fn shown(store: &SledStore) -> Result<Shown, String> {
         records.insert(id, of);
     }
     let bounds = store.feed_bounds(&title("t")).await.map_err(|error| error.to_string())?;
-    let feed = store.completions(&title("t"), &bounds.oldest, 10_000).await;
+    let feed = store.entries(&title("t"), &bounds.oldest, 10_000).await;
     let catalogs = store.catalogs().await.map_err(|error| error.to_string())?;
     let catalogs = catalogs.iter().map(|stored| format!("{stored:?}")).collect();
     Ok((records, feed.map_err(|error| error.to_string())?, catalogs))

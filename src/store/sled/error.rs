@@ -17,6 +17,9 @@ pub enum OpenError {
     /// There is no store in it.
     #[error("`{0}` is no data folder; pass the one that `serve --data` was given")]
     NoDataFolder(PathBuf),
+    /// There is something already where a folder is to be made.
+    #[error("`{0}` is there already; pass the name of a folder that is not")]
+    Exists(PathBuf),
     /// The operating system refused something.
     #[error("`{path}`: {source}")]
     Io {

@@ -24,6 +24,7 @@ mod operations;
 mod poison;
 mod publish;
 mod read;
+mod restore;
 mod rows;
 mod subscriptions;
 mod trim;
@@ -84,6 +85,7 @@ use crate::{
 
 pub use bounds::{EXTRA_BYTES_DEFAULT, EXTRA_BYTES_MAX};
 pub use error::OpenError;
+pub use restore::Restoration;
 pub use verify::Report;
 
 /// Most updates that wait for the committer. A caller beyond that waits for a place, no longer
@@ -146,13 +148,18 @@ impl SledStore {
         Ok(Self::start(opened, players, clock, sync_log, (blobs, changed), COMMIT_TIME_MAX))
     }
 
-    /// Opens a data folder that exists, reads all of it, and closes it.
+    /// Opens a data folder that exists, reads all of it, and closes it. `progress` is told now and
+    /// then how many rows were read.
     ///
     /// # Errors
     ///
     /// [`OpenError`]; [`OpenError::Damaged`] holds what is wrong.
-    pub fn verify(dir: &Path, cache_bytes: u64) -> Result<Report, OpenError> {
-        Ok(open::inspect(dir, cache_bytes)?.report)
+    pub fn verify(
+        dir: &Path,
+        cache_bytes: u64,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Report, OpenError> {
+        Ok(open::inspect(dir, cache_bytes, progress)?.report)
     }
 
     fn start(

@@ -105,7 +105,7 @@ fn open_or_make(dir: &Path, lock: File, cache_bytes: u64) -> Result<Opened, Open
     // Also of a store that a process made and was killed before it could sync the rename.
     sync_dir(dir)?;
 
-    let mut opened = open_existing(lock, store, cache_bytes)?;
+    let mut opened = open_existing(lock, store, cache_bytes, &mut |_| {})?;
     let Opened { db, config, store, .. } = &opened;
     let broken = |error: StoreError| unreadable(store)(error.to_string());
     let failed = |error: sled::Error| unreadable(store)(error.to_string());
@@ -130,15 +130,24 @@ fn open_or_make(dir: &Path, lock: File, cache_bytes: u64) -> Result<Opened, Open
 }
 
 /// Opens and checks a data folder that exists, and writes nothing of our own.
-pub(super) fn inspect(dir: &Path, cache_bytes: u64) -> Result<Opened, OpenError> {
+pub(super) fn inspect(
+    dir: &Path,
+    cache_bytes: u64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Opened, OpenError> {
     let store = dir.join("store");
     if !store.is_dir() {
         return Err(OpenError::NoDataFolder(dir.to_owned()));
     }
-    open_existing(lock(dir)?, store, cache_bytes)
+    open_existing(lock(dir)?, store, cache_bytes, progress)
 }
 
-fn open_existing(lock: File, store: PathBuf, cache_bytes: u64) -> Result<Opened, OpenError> {
+fn open_existing(
+    lock: File,
+    store: PathBuf,
+    cache_bytes: u64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Opened, OpenError> {
     let log_path = store.join("db");
     let log = File::options().read(true).write(true).open(&log_path).map_err(at(&log_path))?;
     wait_until_closed(&log, &store)?;
@@ -156,7 +165,7 @@ fn open_existing(lock: File, store: PathBuf, cache_bytes: u64) -> Result<Opened,
     sync_dir(&store)?;
 
     let broken = |error: StoreError| unreadable(&store)(error.to_string());
-    let mut report = verify(&db).map_err(broken)?;
+    let mut report = verify(&db, progress).map_err(broken)?;
     if let Some(row) = report.store {
         let path = mark::path(store.parent().unwrap_or(Path::new("")));
         let durable = mark::read(&path, row.store_id).map_err(at(&path))?;

@@ -124,6 +124,34 @@ pub(super) fn import(
     imported
 }
 
+/// Ends a restoration: cursors of the store `ancestor_id` work from now on, as far as each title's
+/// feed goes. Alone in its group.
+pub(super) fn finish_restore(
+    committer: &mut Committer,
+    group: &mut Group,
+    ancestor_id: u64,
+    titles: &[Title],
+) {
+    committer.row.ancestor_id = ancestor_id;
+    for title in titles {
+        let (_, ends) = committer.feed(title, group);
+        write_feed(group, title, FeedEnds { restored_through: ends.head, ..ends });
+    }
+}
+
+/// A restored or imported feed begins at a time that nobody knows; what is stored from now on has
+/// times of its own.
+fn write_feed(group: &mut Group, title: &Title, ends: FeedEnds) {
+    let row = FeedRow {
+        trimmed_through: ends.trimmed_through,
+        trimmed_stored_at: 0,
+        restored_through: ends.restored_through,
+    };
+    let key = Key::Feed(title.clone()).encode();
+    let value = frame::encode(&key, &row);
+    group.write(key, Some(value));
+}
+
 /// A title as it is at the end of a group.
 struct GroupTarget<'a> {
     committer: &'a mut Committer,
@@ -160,17 +188,10 @@ impl Target for GroupTarget<'_> {
 
     fn begin_feed(&mut self, position: u64) {
         let (_, ends) = self.committer.feed(self.title, &self.group);
-        let row = FeedRow {
-            trimmed_through: position,
-            // Nobody knows; what is stored from now on has times of its own.
-            trimmed_stored_at: 0,
-            restored_through: ends.restored_through,
-        };
-        let key = Key::Feed(self.title.clone()).encode();
-        let value = frame::encode(&key, &row);
-        self.group.write(key, Some(value));
+        let ends = FeedEnds { trimmed_through: position, head: position, ..ends };
+        write_feed(&mut self.group, self.title, ends);
         self.group.stored += position;
-        self.move_feed(FeedEnds { trimmed_through: position, head: position, ..ends });
+        self.move_feed(ends);
     }
 
     fn append(&mut self, position: u64, entry: &Entry) {

@@ -41,7 +41,9 @@ fn remembered_row() -> impl Strategy<Value = RememberedRow> {
 
 fn record_row() -> impl Strategy<Value = RecordRow> {
     let numbers = (number(), number(), number(), number(), number());
-    (numbers, text(), vec(remembered_row(), 0..4)).prop_map(|(numbers, extra, remembered)| {
+    let of_resets = (vec(past_row(), 0..4), number(), vec(late_row(), 0..4));
+    let all = (numbers, text(), vec(remembered_row(), 0..4), of_resets);
+    all.prop_map(|(numbers, extra, remembered, (past, reset_at, late))| {
         let (progress, completed_at, version, completed_version, completion_sequence) = numbers;
         RecordRow {
             progress,
@@ -51,8 +53,23 @@ fn record_row() -> impl Strategy<Value = RecordRow> {
             completed_version,
             completion_sequence,
             remembered,
+            past,
+            reset_at,
+            late,
         }
     })
+}
+
+fn past_row() -> impl Strategy<Value = PastEventRow> {
+    (number(), number(), number()).prop_map(|(sequence, version, at)| PastEventRow {
+        sequence,
+        version,
+        at,
+    })
+}
+
+fn late_row() -> impl Strategy<Value = LateRow> {
+    (any::<u64>(), number()).prop_map(|(request_digest, at)| LateRow { request_digest, at })
 }
 
 fn definition_row() -> impl Strategy<Value = DefinitionRow> {
@@ -79,9 +96,28 @@ fn completion_row() -> impl Strategy<Value = CompletionRow> {
     let definition = proptest::option::weighted(0.9, definition_row());
     (definition, text(), text(), text(), numbers).prop_map(
         |(definition, player_id, root_id, extra, (progress, completed_at, version))| {
-            CompletionRow { player_id, definition, root_id, progress, completed_at, version, extra }
+            CompletionRow {
+                player_id,
+                definition,
+                root_id,
+                progress,
+                completed_at,
+                version,
+                extra,
+                ..CompletionRow::default()
+            }
         },
     )
+}
+
+fn reset_row() -> impl Strategy<Value = CompletionRow> {
+    let numbers = (number(), number(), number(), number());
+    (text(), text(), text(), numbers).prop_map(|(player_id, node_id, reason, numbers)| {
+        let (progress, completed_at, version, reset_at) = numbers;
+        let reset =
+            ResetRow { player_id, node_id, reason, progress, completed_at, version, reset_at };
+        CompletionRow { reset: Some(reset), ..CompletionRow::default() }
+    })
 }
 
 fn catalog_row() -> impl Strategy<Value = CatalogRow> {
@@ -116,6 +152,16 @@ fn possible_record() -> impl Strategy<Value = RecordRow> {
         }
         row.remembered.sort_by_key(|past| past.version);
         row.remembered.dedup_by_key(|past| past.version);
+        row.reset_at = row.reset_at.min(INT64_MAX);
+        row.late.iter_mut().for_each(|late| late.at = late.at.min(INT64_MAX));
+        for past in &mut row.past {
+            past.sequence = past.sequence.clamp(1, u64::MAX - 1);
+            past.at = past.at.clamp(1, INT64_MAX);
+            past.version = past.version.clamp(1, row.version);
+        }
+        if !are_possible_events(&row) {
+            row.past.clear();
+        }
         row
     })
 }
@@ -132,6 +178,38 @@ fn possible_definition() -> impl Strategy<Value = DefinitionRow> {
         row.description.truncate(row.description.floor_char_boundary(2048));
         row
     })
+}
+
+fn possible_event() -> impl Strategy<Value = CompletionRow> {
+    let erased = CompletionRow { erased: true, ..CompletionRow::default() };
+    let event = prop_oneof![
+        possible_completion().boxed(),
+        reset_row().prop_map(mended_reset).boxed(),
+        Just(erased).boxed(),
+    ];
+    (event, number()).prop_map(|(mut row, stored_at)| {
+        row.stored_at = stored_at.min(INT64_MAX);
+        let of_event = row.reset.as_ref().map_or(row.completed_at, |reset| reset.reset_at);
+        if row.stored_at == of_event {
+            row.stored_at = 0;
+        }
+        if row.erased {
+            row.stored_at = row.stored_at.max(1);
+        }
+        row
+    })
+}
+
+fn mended_reset(mut row: CompletionRow) -> CompletionRow {
+    let reset = row.reset.as_mut().expect("it is a reset");
+    mend(&mut reset.player_id);
+    mend(&mut reset.node_id);
+    mend(&mut reset.reason);
+    reset.progress = reset.progress.min(PROGRESS_MAX);
+    reset.completed_at = reset.completed_at.min(INT64_MAX);
+    reset.version = reset.version.clamp(1, INT64_MAX);
+    reset.reset_at = reset.reset_at.clamp(1, INT64_MAX);
+    row
 }
 
 fn possible_completion() -> impl Strategy<Value = CompletionRow> {
@@ -158,6 +236,14 @@ fn is_id(text: &str) -> bool {
     (1..=128).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
+/// Whether the events of a record follow each other.
+fn are_possible_events(row: &RecordRow) -> bool {
+    let completion = (row.completion_sequence, row.completed_version);
+    let events = row.past.iter().map(|past| (past.sequence, past.version));
+    let events: Vec<_> = events.chain((completion.0 > 0).then_some(completion)).collect();
+    events.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1)
+}
+
 /// Whether any history of sets leaves such a record.
 fn is_possible_record(row: &RecordRow) -> bool {
     let completion = [row.completed_at, row.completed_version, row.completion_sequence];
@@ -168,6 +254,14 @@ fn is_possible_record(row: &RecordRow) -> bool {
         && row.completed_version <= row.version
         && (completion == [0; 3] || !completion.contains(&0))
         && versions.is_sorted_by(|a, b| a < b)
+        && are_possible_events(row)
+        && row.past.iter().all(|past| {
+            past.sequence > 0
+                && (1..=row.version).contains(&past.version)
+                && (1..=INT64_MAX).contains(&past.at)
+        })
+        && row.reset_at <= INT64_MAX
+        && row.late.iter().all(|late| late.at <= INT64_MAX)
         && row.remembered.iter().all(|past| {
             is_id(&past.request_id)
                 && (1..=row.version).contains(&past.version)
@@ -189,6 +283,34 @@ fn is_possible_definition(row: &DefinitionRow) -> bool {
         && texts.iter().all(|(text, bytes_max)| text.len() <= *bytes_max)
 }
 
+/// Whether any history leaves such an event.
+fn is_possible_event(row: &CompletionRow) -> bool {
+    let of_event = row.reset.as_ref().map_or(row.completed_at, |reset| reset.reset_at);
+    let rest = CompletionRow {
+        stored_at: row.stored_at,
+        reset: row.reset.clone(),
+        erased: row.erased,
+        ..CompletionRow::default()
+    };
+    row.stored_at <= INT64_MAX
+        && match (&row.reset, row.erased) {
+            (None, false) => is_possible_completion(row),
+            (None, true) => *row == rest && row.stored_at > 0,
+            (Some(reset), false) => {
+                *row == rest
+                    && is_id(&reset.player_id)
+                    && is_id(&reset.node_id)
+                    && (1..=256).contains(&reset.reason.len())
+                    && !reset.reason.chars().any(char::is_control)
+                    && reset.progress <= PROGRESS_MAX
+                    && reset.completed_at <= INT64_MAX
+                    && (1..=INT64_MAX).contains(&reset.version)
+                    && (1..=INT64_MAX).contains(&of_event)
+            }
+            (Some(_), true) => false,
+        }
+}
+
 fn is_possible_completion(row: &CompletionRow) -> bool {
     is_id(&row.player_id)
         && is_id(&row.root_id)
@@ -200,15 +322,17 @@ fn is_possible_completion(row: &CompletionRow) -> bool {
 
 /// A record, read and written again.
 fn record_again(row: &RecordRow) -> Option<RecordRow> {
-    StoredRecord::from_row(row).map(|stored| stored.to_row())
+    record_from_row(row).map(|stored| record_to_row(&stored))
 }
 
-fn completion_again(row: &CompletionRow) -> Option<CompletionRow> {
-    let Completion { key, node, progress, completed_at, version, extra, .. } =
-        completion_from_row(row, title("t"), Cursor::new("c"))?;
-    let state = State { progress, completed_at, extra, version };
-    let record = Record { state, completed_version: version, remembered: Vec::new() };
-    Some(completion_to_row(&key.player, &node, &record))
+fn event_again(row: &CompletionRow) -> Option<CompletionRow> {
+    let entry = entry_from_row(row, title("t"), Cursor::new("c"))?;
+    let mut again = event_to_row(&entry.event, entry.stored_at);
+    // A time that says nothing new is not written.
+    if again.stored_at == 0 && row.stored_at == entry.stored_at.get() {
+        again.stored_at = row.stored_at;
+    }
+    Some(again)
 }
 
 fn catalog_again(row: &CatalogRow) -> Option<CatalogRow> {
@@ -237,7 +361,7 @@ fn changes() -> impl Strategy<Value = Vec<Mutation>> {
 fn damaged_row() -> impl Strategy<Value = Vec<u8>> {
     let row = prop_oneof![
         possible_record().prop_map(|row| row.encode_to_vec()).boxed(),
-        possible_completion().prop_map(|row| row.encode_to_vec()).boxed(),
+        possible_event().prop_map(|row| row.encode_to_vec()).boxed(),
         possible_catalog().prop_map(|row| row.encode_to_vec()).boxed(),
     ];
     let damaged = (row, changes()).prop_map(|(row, all)| mutated(row, &all));
@@ -254,12 +378,12 @@ proptest! {
     #[test]
     fn a_possible_row_reads_back_as_itself(
         record in possible_record(),
-        completion in possible_completion(),
+        event in possible_event(),
         catalog in possible_catalog(),
     ) {
-        prop_assert!(is_possible_record(&record) && is_possible_completion(&completion));
+        prop_assert!(is_possible_record(&record) && is_possible_event(&event));
         prop_assert_eq!(record_again(&record), Some(record));
-        prop_assert_eq!(completion_again(&completion), Some(completion));
+        prop_assert_eq!(event_again(&event), Some(event));
         prop_assert_eq!(catalog_again(&catalog), Some(catalog));
     }
 
@@ -288,8 +412,8 @@ proptest! {
 
     #[test]
     fn a_completion_with_one_impossible_value_is_damage(
-        possible in possible_completion(),
-        arbitrary in completion_row(),
+        possible in possible_event(),
+        arbitrary in prop_oneof![completion_row().boxed(), reset_row().boxed()],
         field in 0..6,
     ) {
         let mut row = possible;
@@ -301,7 +425,7 @@ proptest! {
             4 => row.completed_at = arbitrary.completed_at,
             _ => row.version = arbitrary.version,
         }
-        prop_assert_eq!(completion_again(&row), is_possible_completion(&row).then_some(row));
+        prop_assert_eq!(event_again(&row), is_possible_event(&row).then_some(row));
     }
 
     #[test]
@@ -320,7 +444,7 @@ proptest! {
             prop_assert_eq!(record_again(&row), is_possible_record(&row).then_some(row));
         }
         if let Some(row) = decoded::<CompletionRow>(&bytes) {
-            prop_assert_eq!(completion_again(&row), is_possible_completion(&row).then_some(row));
+            prop_assert_eq!(event_again(&row), is_possible_event(&row).then_some(row));
         }
         if let Some(row) = decoded::<CatalogRow>(&bytes)
             && let Some(again) = catalog_again(&row)

@@ -43,7 +43,7 @@ async fn progress(store: &SledStore, id: &str) -> Option<u64> {
 
 async fn feed_len(store: &SledStore) -> usize {
     let oldest = store.feed_bounds(&title("t")).await.unwrap().oldest;
-    store.completions(&title("t"), &oldest, 1000).await.unwrap().len()
+    store.entries(&title("t"), &oldest, 1000).await.unwrap().len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,9 +148,9 @@ async fn a_hole_in_the_feed_is_an_error_and_not_its_end() {
     }
     store.view.tree().remove(keys::completion(&title("t"), 2)).unwrap();
     let oldest = store.feed_bounds(&title("t")).await.unwrap().oldest;
-    let page = store.completions(&title("t"), &oldest, 10).await.unwrap();
+    let page = store.entries(&title("t"), &oldest, 10).await.unwrap();
     assert_eq!(page.len(), 1);
-    let next = store.completions(&title("t"), &page[0].cursor, 10).await;
+    let next = store.entries(&title("t"), &page[0].cursor, 10).await;
     assert!(matches!(next, Err(FeedError::Store(StoreError::Corrupt(_)))));
 }
 
@@ -183,11 +183,11 @@ async fn a_group_holds_no_more_bytes_than_it_may() {
     let written = updates * 2 * extra.len();
     assert!(syncs >= written / GROUP_BYTES_MAX, "{written} bytes in {syncs} groups");
     drop(store);
-    assert_eq!(open_report(dir.path()).completions, 40);
+    assert_eq!(open_report(dir.path()).events, 40);
 }
 
 fn open_report(dir: &Path) -> Report {
-    SledStore::verify(dir, CACHE).unwrap()
+    SledStore::verify(dir, CACHE, &mut |_| {}).unwrap()
 }
 
 #[tokio::test]
@@ -246,7 +246,10 @@ fn a_folder_in_use_is_refused() {
 fn a_folder_that_does_not_exist_is_made_by_open_and_not_by_verify() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a/b");
-    assert!(matches!(SledStore::verify(&path, CACHE), Err(OpenError::NoDataFolder(_))));
+    assert!(matches!(
+        SledStore::verify(&path, CACHE, &mut |_| {}),
+        Err(OpenError::NoDataFolder(_))
+    ));
     drop(open(&path));
     assert_eq!(open_report(&path).records, 0);
 }
@@ -344,7 +347,7 @@ async fn damage_is_named_and_not_served() {
         let value = frame::encode(&key, &row);
         tree.insert(key, value).unwrap();
     };
-    check_damage(exceed, "no possible completion").await;
+    check_damage(exceed, "no possible event").await;
     let flip = |tree: &sled::Tree| {
         let mut value = tree.get(record()).unwrap().unwrap().to_vec();
         *value.last_mut().unwrap() ^= 1;

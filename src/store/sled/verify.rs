@@ -29,6 +29,9 @@ use crate::{
 /// Most problems that one report names.
 const PROBLEMS_MAX: usize = 20;
 
+/// Rows between two signs of progress.
+const PROGRESS_ROWS: u64 = 10_000;
+
 /// What a store holds.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -53,10 +56,13 @@ pub struct Report {
     last_player: Option<PlayerKey>,
 }
 
-/// Reads everything in a tree.
-pub(super) fn verify(tree: &Tree) -> Result<Report, StoreError> {
+/// Reads everything in a tree; `progress` is told now and then how many rows that were.
+pub(super) fn verify(tree: &Tree, progress: &mut dyn FnMut(u64)) -> Result<Report, StoreError> {
     let mut report = Report::default();
-    for entry in tree {
+    for (entry, count) in tree.iter().zip(1..) {
+        if count % PROGRESS_ROWS == 0 {
+            progress(count);
+        }
         let (key, value) = entry.map_err(failed)?;
         let checked = match Key::decode(&key) {
             Some(decoded) => report.take(&key, decoded, &value),
