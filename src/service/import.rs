@@ -42,7 +42,7 @@ pub(super) fn import(
         tokio::pin!(stopped);
         let mut told = v1::ImportRecordsResponse::default();
         let mut read = 0;
-        let mut step = Step::default();
+        let mut pending = Step::default();
         let mut next = Some(Ok(first));
         let mut is_open = true;
         while is_open {
@@ -50,11 +50,11 @@ pub(super) fn import(
                 Some(request) => {
                     let request = request.map_err(|status| status::from_stream(&status))?;
                     read += 1;
-                    take(request, read, &title, &catalogs, &mut step).await?;
+                    take(request, read, &title, &catalogs, &mut pending).await?;
                 }
                 None => is_open = false,
             }
-            let waiting = match is_open && step.has_room() {
+            let waiting = match is_open && pending.has_room() {
                 true => requests.next().now_or_never(),
                 false => None,
             };
@@ -62,8 +62,8 @@ pub(super) fn import(
                 Some(request) => next = request,
                 // Nothing more is there yet, or nothing more fits.
                 None => {
-                    let first = read - step.items.len() + 1;
-                    let stored = store_step(&*store, &title, &mut step, first).await?;
+                    let first = read - pending.items.len() + 1;
+                    let stored = store_step(&*store, &title, &mut pending, first).await?;
                     told.items = int(read as u64);
                     told.stored += int(stored.stored);
                     told.present += int(stored.present);

@@ -12,9 +12,9 @@ use tokio::sync::watch;
 
 use super::{
     Answered, Applied, ApplyError, CatalogError, Erased, FeedBounds, FeedError, FeedSource,
-    ImportError, Imported, Operations, Rarity, ResetDone, ResetError, Retention, SUBSCRIPTIONS_MAX,
-    Store, StoreError, StoreHealth, StoredCatalog, StoredRecord, Subscription, SubscriptionError,
-    TITLES_MAX,
+    ImportError, Imported, Operations, PlayerRecords, Rarity, ResetDone, ResetError, Retention,
+    SUBSCRIPTIONS_MAX, Store, StoreError, StoreHealth, StoredCatalog, StoredRecord, Subscription,
+    SubscriptionError, TITLES_MAX,
     cursor::CursorCodec,
     transfer::{self, Item, Target},
 };
@@ -272,7 +272,7 @@ impl Operations for MemoryStore {
         &self,
         title: &Title,
         after: Option<&PlayerId>,
-    ) -> Result<Vec<(PlayerId, Vec<(NodeId, StoredRecord)>)>, StoreError> {
+    ) -> Result<Vec<PlayerRecords>, StoreError> {
         let inner = self.inner.lock();
         let of_title = inner.records.iter().filter(|((key, _), _)| key.title == *title);
         let next =

@@ -31,7 +31,7 @@ pub use operate::{
     Erased, IMPORT_BYTES_MAX, IMPORT_ITEMS_MAX, ImportError, Imported, Operations, Rarity,
     ResetDone, ResetError,
 };
-pub use stored::{PAST_EVENTS_MAX, PastEvent, StoredRecord};
+pub use stored::{PAST_EVENTS_MAX, PastEvent, PlayerRecords, StoredRecord};
 
 /// Most titles of one store; each has a little memory of its own for as long as it runs.
 pub const TITLES_MAX: usize = 1000;

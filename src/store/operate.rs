@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use thiserror::Error;
 
-use super::{FeedSource, PAST_EVENTS_MAX, StoreError, StoredRecord, transfer::Item};
+use super::{FeedSource, PAST_EVENTS_MAX, PlayerRecords, StoreError, transfer::Item};
 use crate::domain::{Cursor, NodeId, Outcome, PlayerId, PlayerKey, ResetUpdate, Title};
 
 /// See the module. Whatever a method returns is durable before it does.
@@ -33,7 +33,7 @@ pub trait Operations: FeedSource {
         &self,
         title: &Title,
         after: Option<&PlayerId>,
-    ) -> Result<Vec<(PlayerId, Vec<(NodeId, StoredRecord)>)>, StoreError>;
+    ) -> Result<Vec<PlayerRecords>, StoreError>;
 
     /// Stores items that another store gave, all or none, by the rules of `transfer.rs`. What is
     /// there already is not stored again. Together they take at most [`IMPORT_BYTES_MAX`].

@@ -1,6 +1,6 @@
 //! A record with its places in the feed, alike in stores that number a title's events 1, 2, 3, …
 
-use crate::domain::{EpochSeconds, Record, Version};
+use crate::domain::{EpochSeconds, NodeId, PlayerId, Record, Version};
 
 /// Most events of one record that lie before its completion. Each is kept with the record, so that
 /// a player can be erased from the feed without a search; a record with so many is not reset again.
@@ -27,6 +27,9 @@ pub struct StoredRecord {
     /// What it has in the feed before that, oldest first; at most [`PAST_EVENTS_MAX`].
     pub past: Vec<PastEvent>,
 }
+
+/// A player with all records.
+pub type PlayerRecords = (PlayerId, Vec<(NodeId, StoredRecord)>);
 
 impl StoredRecord {
     /// Its completion's place in the feed.

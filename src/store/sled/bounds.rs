@@ -49,6 +49,9 @@ pub const EXTRA_BYTES_DEFAULT: usize = 16 << 10;
 /// A record's key and value without its extra: ids, remembered updates, events, late updates.
 const RECORD_WITHOUT_EXTRA_BYTES_MAX: usize = 7 << 10;
 
+/// As many as the rules keep.
+const REMEMBERED_MAX: usize = 8;
+
 /// A key of a feed, with the few bytes that stand for an erased event.
 const ERASED_EVENT_BYTES_MAX: usize = 180;
 
@@ -56,16 +59,14 @@ const ERASED_EVENT_BYTES_MAX: usize = 180;
 const COMPLETION_WITHOUT_EXTRA_BYTES_MAX: usize = 8 << 10;
 
 const _: () = {
+    assert!(REMEMBERED_MAX as u64 == REMEMBERED_UPDATES);
     assert!(PAGE_ENTRIES_MAX * ENTRY_BYTES_MAX < BLOB_BYTES);
     assert!(EXTRA_BYTES_MAX + COMPLETION_WITHOUT_EXTRA_BYTES_MAX <= ENTRY_BYTES_MAX);
     // Keys of completions: a title, a number, and what frames them.
     assert!((TRIM_ROWS_MAX + 1) * 160 <= WORK_BYTES_MAX);
     // Three ids; then 3 numbers with an id each, 3 numbers each, 2 numbers each.
-    let record = 3 * 130
-        + REMEMBERED_UPDATES as usize * 170
-        + PAST_EVENTS_MAX * 34
-        + LATE_UPDATES_MAX * 22
-        + 100;
+    let record =
+        3 * 130 + REMEMBERED_MAX * 170 + PAST_EVENTS_MAX * 34 + LATE_UPDATES_MAX * 22 + 100;
     assert!(record <= RECORD_WITHOUT_EXTRA_BYTES_MAX);
     // A reset writes a record without extra, and an event with a reason.
     assert!(2 * RECORD_WITHOUT_EXTRA_BYTES_MAX <= WORK_BYTES_MAX);

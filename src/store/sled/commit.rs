@@ -190,8 +190,8 @@ impl Committer {
             stored.iter().map(|it| it.as_ref().map_or(&nothing, |it| &it.record)).collect();
         let Ruling { replayed, outcomes, writes } = decide(update, &records, now)?;
 
-        let stores = writes.iter().zip(&stored).any(|(write, it)| write.is_some() && it.is_none());
-        let players = i64::from(stores && self.is_new(&update.key, group)?);
+        let makes = writes.iter().zip(&stored).any(|(write, it)| write.is_some() && it.is_none());
+        let players = i64::from(makes && self.is_new(&update.key, group)?);
         let mut rows: Vec<(Vec<u8>, Vec<u8>)> = Vec::with_capacity(writes.len());
         let mut changes = Vec::with_capacity(writes.len());
         let mut answered = Vec::with_capacity(writes.len());

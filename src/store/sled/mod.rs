@@ -26,6 +26,7 @@ mod publish;
 mod read;
 mod restore;
 mod rows;
+mod scans;
 mod subscriptions;
 mod trim;
 mod verify;
@@ -62,7 +63,8 @@ use self::{
     libc_calls::LogSyncs,
     poison::Poison,
     publish::{Handover, Publisher, SyncLog},
-    read::{damaged, failed, read_entry},
+    read::{damaged, failed},
+    scans::{read_feed, read_players},
     subscriptions::Subscriptions,
     view::{DurableView, Records, share_out},
     watchdog::{COMMIT_TIME_MAX, FLUSHER_AWAY_MAX, Stopwatch, sled_failure},
@@ -70,8 +72,8 @@ use self::{
 };
 use super::{
     Answered, CatalogError, Erased, FeedBounds, FeedError, FeedSource, ImportError, Imported,
-    Operations, Rarity, ResetDone, ResetError, Retention, Store, StoreError, StoreHealth,
-    StoredCatalog, StoredRecord, Subscription, SubscriptionError, cursor::CursorCodec, poisoned,
+    Operations, PlayerRecords, Rarity, ResetDone, ResetError, Retention, Store, StoreError,
+    StoreHealth, StoredCatalog, Subscription, SubscriptionError, cursor::CursorCodec, poisoned,
     transfer::Item,
 };
 use crate::{
@@ -91,13 +93,6 @@ pub use verify::Report;
 /// Most updates that wait for the committer. A caller beyond that waits for a place, no longer
 /// than its deadline.
 const QUEUE_JOBS_MAX: usize = 4096;
-
-/// Most bytes of entries in one answer of [`FeedSource::entries`], but for its last. A
-/// subscriber that stops reading holds as much.
-const PAGE_BYTES_MAX: usize = 64 << 10;
-
-/// Records after which one answer of [`Operations::full_records`] ends, with its last player.
-const PLAYERS_RECORDS: usize = 256;
 
 /// Reads of the tree at once. Each takes a thread, with memory of its own and what it has read: a
 /// crowd that catches up with a feed waits for its turn, and leaves threads for other work.
@@ -403,7 +398,7 @@ impl Operations for SledStore {
         &self,
         title: &Title,
         after: Option<&PlayerId>,
-    ) -> Result<Vec<(PlayerId, Vec<(NodeId, StoredRecord)>)>, StoreError> {
+    ) -> Result<Vec<PlayerRecords>, StoreError> {
         let (title, after) = (title.clone(), after.cloned());
         self.read(move |view| read_players(view, &title, after)).await
     }
@@ -555,66 +550,6 @@ fn states(records: &Records) -> Vec<(NodeId, State)> {
 fn start_thread(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     let started = thread::Builder::new().name(name.to_owned()).spawn(work);
     started.expect("a thread can be started while the store opens")
-}
-
-/// Entries are hidden from readers by the feed's head until they are durable, so they are read from
-/// the tree itself. What is erased goes from there a moment before that is durable.
-fn read_feed(
-    view: &DurableView,
-    title: &Title,
-    range: std::ops::RangeInclusive<u64>,
-    limit: usize,
-    cursors: CursorCodec,
-) -> Result<Vec<Entry>, StoreError> {
-    let first = keys::completion(title, *range.start());
-    let last = keys::completion(title, *range.end());
-    let mut entries = Vec::new();
-    let mut bytes = 0;
-    let rows = view.tree().range(first..=last).take(limit);
-    for (row, sequence) in rows.zip(range) {
-        let (key, value) = row.map_err(failed)?;
-        if key != keys::completion(title, sequence) {
-            // A hole: retention at work, which the caller finds out.
-            break;
-        }
-        entries.push(read_entry(&key, &value, cursors, title, sequence)?);
-        bytes += value.len();
-        if bytes > PAGE_BYTES_MAX {
-            break;
-        }
-    }
-    Ok(entries)
-}
-
-/// Some players with all of their records, in the order of their keys.
-fn read_players(
-    view: &DurableView,
-    title: &Title,
-    mut after: Option<PlayerId>,
-) -> Result<Vec<(PlayerId, Vec<(NodeId, StoredRecord)>)>, StoreError> {
-    let mut players = Vec::new();
-    let mut records_read = 0;
-    while records_read < PLAYERS_RECORDS {
-        let keys = match &after {
-            Some(player) => view.tree().range(keys::behind_player(title, player)..),
-            None => view.tree().range(keys::records_of_title(title)..),
-        };
-        let Some(key) = keys.keys().next().transpose().map_err(failed)? else { break };
-        let Some(Key::Record(player, _)) = Key::decode(&key) else { break };
-        if player.title != *title {
-            break;
-        }
-        let records = view.read_aside(&player)?;
-        let records: Vec<_> =
-            records.iter().map(|(node, stored)| (node.clone(), (**stored).clone())).collect();
-        after = Some(player.player.clone());
-        // One whose first record is not durable yet has none.
-        if !records.is_empty() {
-            records_read += records.len();
-            players.push((player.player, records));
-        }
-    }
-    Ok(players)
 }
 
 #[cfg(test)]
