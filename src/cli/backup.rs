@@ -59,7 +59,7 @@ pub(super) async fn backup(args: BackupArgs) -> Result<ExitCode, CliError> {
     part.finish()?;
     bar.finish_and_clear();
     let (lines, titles) = (part.lines, titles.len());
-    println!("{titles} titles, {lines} lines in `{}`", args.file.display());
+    say!("{titles} titles, {lines} lines in `{}`", args.file.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -91,7 +91,7 @@ pub(super) async fn restore(args: RestoreArgs) -> Result<ExitCode, CliError> {
     let mut told = |rows| bar.set_position(rows);
     let report = restoration.finish(store_id, titles, &mut told).await.map_err(unsound)?;
     bar.finish_and_clear();
-    println!(
+    say!(
         "restored {} titles, {} records, {} events in `{}`",
         report.titles,
         report.records,

@@ -86,22 +86,22 @@ async fn apply(args: ApplyArgs) -> Result<(), CliError> {
     let applied = client.apply_catalog(request).await?.into_inner();
     let changes = [&applied.added_node_ids, &applied.changed_node_ids, &applied.removed_node_ids];
     if changes.iter().all(|ids| ids.is_empty()) {
-        println!("{:?} is the same already; it stays at revision {}", args.title, applied.revision);
+        say!("{:?} is the same already; it stays at revision {}", args.title, applied.revision);
         return Ok(());
     }
     let what = if args.dry_run { "would change" } else { "changed" };
-    println!("{what} {:?}, revision {}:", args.title, applied.revision);
+    say!("{what} {:?}, revision {}:", args.title, applied.revision);
     for (sign, ids) in [
         ('+', &applied.added_node_ids),
         ('~', &applied.changed_node_ids),
         ('-', &applied.removed_node_ids),
     ] {
         for id in ids {
-            println!("  {sign} {id:?}");
+            say!("  {sign} {id:?}");
         }
     }
     if args.dry_run {
-        println!("  players touched: {}", applied.players_touched);
+        say!("  players touched: {}", applied.players_touched);
     }
     Ok(())
 }
@@ -111,17 +111,17 @@ async fn show(args: ShowArgs) -> Result<(), CliError> {
     let request = GetCatalogRequest { title: args.title };
     let response = client.get_catalog(request).await?.into_inner();
     if args.json {
-        println!("{}", print::json("GetCatalogResponse", &response));
+        say!("{}", print::json("GetCatalogResponse", &response));
         return Ok(());
     }
-    println!("{:?}, revision {}:", response.title, response.revision);
+    say!("{:?}, revision {}:", response.title, response.revision);
     for Definition { node_id, max_progress, display_name, parent_id, hidden, .. } in
         response.definitions
     {
         let parent =
             if parent_id.is_empty() { String::new() } else { format!("  in {parent_id:?}") };
         let hidden = if hidden { "  hidden" } else { "" };
-        println!("  {node_id:?}  target {max_progress}  {display_name:?}{parent}{hidden}");
+        say!("  {node_id:?}  target {max_progress}  {display_name:?}{parent}{hidden}");
     }
     Ok(())
 }
@@ -130,11 +130,11 @@ async fn list(args: ListArgs) -> Result<(), CliError> {
     let mut client = Client::new(args.server.connect().await?);
     let response = client.list_titles(ListTitlesRequest {}).await?.into_inner();
     if args.json {
-        println!("{}", print::json("ListTitlesResponse", &response));
+        say!("{}", print::json("ListTitlesResponse", &response));
         return Ok(());
     }
     for title in response.titles {
-        println!("{:?}  revision {}  {} nodes", title.title, title.revision, title.node_count);
+        say!("{:?}  revision {}  {} nodes", title.title, title.revision, title.node_count);
     }
     Ok(())
 }

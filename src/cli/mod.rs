@@ -1,5 +1,12 @@
 //! The command line.
 
+/// Prints a line at once; whoever reads this through a pipe and goes away ends the program quietly.
+macro_rules! say {
+    ($($text:tt)*) => {
+        crate::cli::print::line(&format!($($text)*))
+    };
+}
+
 mod backup;
 mod catalog;
 mod connect;

@@ -22,9 +22,6 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<ExitCode, CliError> {
     let report = SledStore::verify(&args.dir, CACHE_BYTES, &mut |rows| bar.set_position(rows));
     bar.finish_and_clear();
     let report = report.map_err(|error| CliError::Unsound(error.to_string()))?;
-    println!(
-        "sound: {} titles, {} records, {} events",
-        report.titles, report.records, report.events
-    );
+    say!("sound: {} titles, {} records, {} events", report.titles, report.records, report.events);
     Ok(ExitCode::SUCCESS)
 }

@@ -65,13 +65,13 @@ pub(super) async fn rarity(args: RarityArgs) -> Result<ExitCode, CliError> {
     let mut client = CatalogServiceClient::new(args.server.connect().await?);
     let response = client.get_rarity(GetRarityRequest { title: args.title }).await?.into_inner();
     if args.json {
-        println!("{}", print::json("GetRarityResponse", &response));
+        say!("{}", print::json("GetRarityResponse", &response));
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{} players", response.players);
+    say!("{} players", response.players);
     for node in response.nodes {
         let percent = node.share * 100.0;
-        println!("{:?}  {} players  {percent:.2} %", node.achievement_id, node.completed_players);
+        say!("{:?}  {} players  {percent:.2} %", node.achievement_id, node.completed_players);
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -89,7 +89,7 @@ pub(super) async fn reset(args: ResetArgs) -> Result<ExitCode, CliError> {
     let response = client.reset_achievement(request).await?.into_inner();
     let is_conflict = response.code == i32::from(EXIT_CONFLICT);
     if args.json {
-        println!("{}", print::json("ResetAchievementResponse", &response));
+        say!("{}", print::json("ResetAchievementResponse", &response));
     } else {
         let what = match &response {
             _ if is_conflict => "conflict: nothing reset",
@@ -98,7 +98,7 @@ pub(super) async fn reset(args: ResetArgs) -> Result<ExitCode, CliError> {
             _ => "nothing to do",
         };
         let version = response.updated.map_or(0, |record| record.version);
-        println!("{what}; the record is at version {version}");
+        say!("{what}; the record is at version {version}");
     }
     Ok(if is_conflict { ExitCode::from(EXIT_CONFLICT) } else { ExitCode::SUCCESS })
 }
@@ -108,8 +108,8 @@ pub(super) async fn erase(args: EraseArgs) -> Result<ExitCode, CliError> {
     let request = ErasePlayerRequest { title: args.title, player_id: args.player };
     let response = client.erase_player(request).await?.into_inner();
     match args.json {
-        true => println!("{}", print::json("ErasePlayerResponse", &response)),
-        false => println!("erased {} records, {} events", response.records, response.events),
+        true => say!("{}", print::json("ErasePlayerResponse", &response)),
+        false => say!("erased {} records, {} events", response.records, response.events),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,11 +1,19 @@
 //! Messages as JSON: proto3's own mapping, every field shown, named as in the `.proto` files.
 
-use std::sync::OnceLock;
+use std::{io::Write, sync::OnceLock};
 
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 
 use crate::proto::DESCRIPTORS;
+
+/// Prints a line; ends the program where nobody reads it any more.
+pub(super) fn line(line: &str) {
+    let mut out = std::io::stdout().lock();
+    if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
+    }
+}
 
 /// One line of JSON; `name` is the message's name in package `accolade.v1`.
 pub(super) fn json(name: &str, message: &impl Message) -> String {

@@ -85,9 +85,9 @@ pub(super) async fn get(args: GetArgs) -> Result<ExitCode, CliError> {
     };
     let response = client.get_achievement_storage(request).await?.into_inner();
     if args.json {
-        println!("{}", print::json("GetAchievementStorageResponse", &response));
+        say!("{}", print::json("GetAchievementStorageResponse", &response));
     } else if response.entity.is_empty() {
-        println!("no records");
+        say!("no records");
     } else {
         response.entity.iter().for_each(print_record);
     }
@@ -108,7 +108,7 @@ pub(super) async fn set(args: SetArgs) -> Result<ExitCode, CliError> {
     let response = client.set_achievement_storage(request).await?.into_inner();
     let is_conflict = response.code == i32::from(EXIT_CONFLICT);
     if args.json {
-        println!("{}", print::json("SetAchievementStorageResponse", &response));
+        say!("{}", print::json("SetAchievementStorageResponse", &response));
     } else {
         let what = match &response {
             _ if is_conflict => "conflict: nothing stored; the record is",
@@ -117,7 +117,7 @@ pub(super) async fn set(args: SetArgs) -> Result<ExitCode, CliError> {
             it if it.changed => "stored",
             _ => "nothing to do",
         };
-        println!("{what}");
+        say!("{what}");
         response.updated.iter().for_each(print_record);
     }
     Ok(if is_conflict { ExitCode::from(EXIT_CONFLICT) } else { ExitCode::SUCCESS })
@@ -129,7 +129,7 @@ fn print_record(record: &Record) {
         0 => "not completed".to_owned(),
         at => format!("completed at {at}"),
     };
-    println!(
+    say!(
         "{achievement_id:?}  {progress}/{max_progress}  version {version}  {completed}  \
          extra {extra:?}"
     );

@@ -94,19 +94,19 @@ pub(super) fn check_config(args: ServeArgs) -> Result<ExitCode, CliError> {
     }
     if let Some(path) = &settings.tokens {
         let tokens = read_tokens(path).map_err(ServeError::from)?;
-        println!("tokens: {}", tokens.count());
+        say!("tokens: {}", tokens.count());
     }
     let mut mistakes = Vec::new();
     for (title, path) in &settings.catalogs {
         match catalog::load(path) {
-            Ok(catalog) => println!("catalogue of {title:?}: {} nodes", catalog.nodes().len()),
+            Ok(catalog) => say!("catalogue of {title:?}: {} nodes", catalog.nodes().len()),
             Err(error) => mistakes.push(error),
         }
     }
     if !mistakes.is_empty() {
         return Err(ServeError::CatalogFiles(mistakes).into());
     }
-    println!("the settings are sound: {settings:#?}");
+    say!("the settings are sound: {settings:#?}");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -70,7 +70,7 @@ pub(super) async fn export(args: ExportArgs) -> Result<ExitCode, CliError> {
     export_title(&args.server, &args.title, &mut part, &bar).await?;
     part.finish()?;
     bar.finish_and_clear();
-    println!("{} lines in `{}`", part.lines, args.file.display());
+    say!("{} lines in `{}`", part.lines, args.file.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -283,7 +283,7 @@ pub(super) async fn import(args: ImportArgs) -> Result<ExitCode, CliError> {
     }
     bar.finish_and_clear();
     let ImportRecordsResponse { items, stored, present, kept } = done;
-    println!(
+    say!(
         "{items} lines: {stored} stored, {present} there already, {kept} records newer here and kept"
     );
     Ok(ExitCode::SUCCESS)

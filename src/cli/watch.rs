@@ -1,6 +1,6 @@
 //! `accolade watch`: follows completions, and resumes by itself after a lost connection.
 
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use clap::Args;
 use tokio::time::{sleep, timeout};
@@ -98,7 +98,7 @@ async fn follow(args: &WatchArgs, cursor: &mut Option<String>) -> Result<Status,
             Ok(Ok(Some(message))) => message,
         };
         if args.json {
-            print_line(&print::json("WatchCompletionsResponse", &message));
+            say!("{}", print::json("WatchCompletionsResponse", &message));
         }
         match message.event {
             Some(Event::Started(started)) => {
@@ -128,22 +128,10 @@ async fn follow(args: &WatchArgs, cursor: &mut Option<String>) -> Result<Status,
 fn print_completion(completion: &Completion) {
     let Completion { player_id, achievement_id, display_name, completed_at, cursor, .. } =
         completion;
-    print_line(&format!(
-        "{completed_at}  {player_id:?}  {achievement_id:?}  {display_name:?}  {cursor}"
-    ));
+    say!("{completed_at}  {player_id:?}  {achievement_id:?}  {display_name:?}  {cursor}");
 }
 
 fn print_reset(reset: &Reset) {
     let Reset { player_id, achievement_id, reason, reset_at, cursor, .. } = reset;
-    print_line(&format!(
-        "{reset_at}  {player_id:?}  {achievement_id:?}  reset: {reason:?}  {cursor}"
-    ));
-}
-
-/// Prints at once; whoever reads this through a pipe and goes away ends the program quietly.
-fn print_line(line: &str) {
-    let mut out = std::io::stdout().lock();
-    if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
-    }
+    say!("{reset_at}  {player_id:?}  {achievement_id:?}  reset: {reason:?}  {cursor}");
 }
