@@ -25,7 +25,7 @@ fn every_setting_stands_in_the_readme_with_its_default() {
 #[test]
 fn every_rpc_and_reason_stands_in_the_readme() {
     let readme = document("README.md");
-    for file in ["storage", "completion", "catalog"] {
+    for file in ["storage", "completion", "catalog", "admin"] {
         let proto = document(&format!("proto/accolade/v1/{file}.proto"));
         for line in proto.lines().filter_map(|line| line.trim().strip_prefix("rpc ")) {
             let rpc = line.split('(').next().unwrap();
