@@ -114,6 +114,13 @@ impl AchievementStorageService for Echo {
     ) -> std::result::Result<Response<v1::BatchGetAchievementStorageResponse>, Status> {
         Err(Status::unimplemented("not measured"))
     }
+
+    async fn sync_achievement_storage(
+        &self,
+        _: Request<v1::SyncAchievementStorageRequest>,
+    ) -> std::result::Result<Response<v1::SyncAchievementStorageResponse>, Status> {
+        Err(Status::unimplemented("not measured"))
+    }
 }
 
 /// A completion like those of the real service.

@@ -9,6 +9,7 @@ mod disk;
 
 mod abuse;
 mod access;
+mod admin;
 mod architecture;
 mod bad_input;
 mod cases;
@@ -39,10 +40,12 @@ mod power_cut;
 mod sled_bounds;
 mod story;
 mod stream_set;
+mod sync;
 mod tls;
 #[cfg(any(target_os = "linux", feature = "failpoints"))]
 mod told;
 #[cfg(feature = "otel")]
 mod traces;
+mod transfer;
 mod upgrade;
 mod watch;

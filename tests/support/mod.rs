@@ -16,12 +16,12 @@ use accolade::proto::v1::{
     ApplyCatalogRequest, Completion, Definition, GetAchievementStorageRequest, Record,
     SetAchievementStorageRequest, SetAchievementStorageResponse, WatchCompletionsRequest,
     achievement_storage_service_client::AchievementStorageServiceClient,
-    catalog_service_client::CatalogServiceClient,
+    admin_service_client::AdminServiceClient, catalog_service_client::CatalogServiceClient,
     completion_service_client::CompletionServiceClient, set_achievement_storage_request::Change,
     watch_completions_response::Event,
 };
 use tonic::{
-    Status, Streaming,
+    Code, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt;
@@ -34,6 +34,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub type StorageClient = AchievementStorageServiceClient<Channel>;
 pub type CompletionClient = CompletionServiceClient<Channel>;
 pub type CatalogClient = CatalogServiceClient<Channel>;
+pub type AdminClient = AdminServiceClient<Channel>;
 
 /// A running server; killed when dropped.
 pub struct Server {
@@ -126,6 +127,10 @@ impl Server {
 
     pub async fn catalogs(&self) -> CatalogClient {
         CatalogServiceClient::new(self.channel().await)
+    }
+
+    pub async fn operator(&self) -> AdminClient {
+        AdminServiceClient::new(self.channel().await)
     }
 
     /// Replaces a title's catalogue by nodes with targets.
@@ -260,6 +265,22 @@ impl Watch {
             }
         }
     }
+
+    /// The next completion or reset; passes over everything else.
+    pub async fn entry(&mut self) -> Event {
+        loop {
+            match self.event().await.unwrap() {
+                Event::Started(_) | Event::Heartbeat(_) => {}
+                event => return event,
+            }
+        }
+    }
+}
+
+/// A status that came as a message.
+pub fn as_status(message: &tonic_types::Status) -> Status {
+    let details = prost::Message::encode_to_vec(message);
+    Status::with_details(Code::from(message.code), message.message.clone(), details.into())
 }
 
 /// The reason in a status's `ErrorInfo`, which every status must have.

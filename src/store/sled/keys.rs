@@ -128,6 +128,11 @@ pub(super) fn records_of_title(title: &Title) -> Vec<u8> {
     of_title(RECORD, title)
 }
 
+/// Where all records and all events stand: from the first of these to before the second.
+pub(super) fn records_and_events() -> ([u8; 1], [u8; 1]) {
+    ([RECORD], [COMPLETION + 1])
+}
+
 /// What all chunks of all revisions of a title's catalogue begin with.
 pub(super) fn chunks_of_title(title: &Title) -> Vec<u8> {
     of_title(CATALOG_CHUNK, title)

@@ -27,6 +27,7 @@ mod read;
 mod restore;
 mod rows;
 mod scans;
+mod slices;
 mod subscriptions;
 mod trim;
 mod verify;

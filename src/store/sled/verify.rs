@@ -8,6 +8,13 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
+    num::NonZero,
+    sync::{
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
 };
 
 use sled::Tree;
@@ -18,6 +25,7 @@ use super::{
     feeds::FeedEnds,
     keys::{self, Key},
     read::{damaged, failed, read_entry, read_record, read_row},
+    slices::{self, Slice},
     subscriptions::Places,
 };
 use crate::{
@@ -32,6 +40,12 @@ const PROBLEMS_MAX: usize = 20;
 /// Rows between two signs of progress.
 const PROGRESS_ROWS: u64 = 10_000;
 
+/// How often progress is looked at.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
+
+/// Slices for each thread: many, so that one which is larger than the others holds up nobody.
+const SLICES_PER_THREAD: usize = 16;
+
 /// What a store holds.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -43,26 +57,24 @@ pub struct Report {
     pub events: u64,
     /// What is wrong, at most 20 lines; empty where everything is sound.
     pub problems: Vec<String>,
-    pub(super) feeds: HashMap<Title, FeedEnds>,
+    pub(super) feeds: Ends,
     pub(super) subscriptions: Places,
     pub(super) counts: ByTitle,
     pub(super) store: Option<StoreRow>,
     /// Sum of all versions, revisions, places through which feeds are trimmed, moves of
     /// subscriptions, and changes of rows that are gone.
     pub(super) changes: u64,
-    /// Sum over what records have in the feeds, less the sum over what the feeds have.
-    difference: u64,
-    /// Whose record was the last. Those of a player stand together.
-    last_player: Option<PlayerKey>,
 }
 
-/// Reads everything in a tree; `progress` is told now and then how many rows that were.
+type Ends = HashMap<Title, FeedEnds>;
+
+/// Reads everything in a tree; `progress` is told now and then how many rows that were. Records and
+/// events, nearly all there is, are read by a thread a core.
 pub(super) fn verify(tree: &Tree, progress: &mut dyn FnMut(u64)) -> Result<Report, StoreError> {
     let mut report = Report::default();
-    for (entry, count) in tree.iter().zip(1..) {
-        if count % PROGRESS_ROWS == 0 {
-            progress(count);
-        }
+    let (first, last) = keys::records_and_events();
+    let others = tree.range(..first).chain(tree.range(last..));
+    for entry in others {
         let (key, value) = entry.map_err(failed)?;
         let checked = match Key::decode(&key) {
             Some(decoded) => report.take(&key, decoded, &value),
@@ -71,6 +83,14 @@ pub(super) fn verify(tree: &Tree, progress: &mut dyn FnMut(u64)) -> Result<Repor
         if let Err(error) = checked {
             report.problem(error.to_string());
         }
+    }
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let slices = slices::cut(tree, &first, &last, threads * SLICES_PER_THREAD)?;
+    let mut difference = 0_u64;
+    let mut last_player = None;
+    for part in read_slices(tree, &slices, threads, &report.feeds, progress)? {
+        difference = difference.wrapping_add(part.difference);
+        report.merge(part, &mut last_player);
     }
     match report.store {
         None => report.problem("the store has no row of its own".to_owned()),
@@ -85,10 +105,189 @@ pub(super) fn verify(tree: &Tree, progress: &mut dyn FnMut(u64)) -> Result<Repor
         Ok(_) => report.problem("catalogues are there that cannot be looked up".to_owned()),
         Err(error) => report.problem(error.to_string()),
     }
-    if report.difference != 0 {
+    if difference != 0 {
         report.explain(tree)?;
     }
     Ok(report)
+}
+
+/// What each slice holds, in order.
+fn read_slices(
+    tree: &Tree,
+    slices: &[Slice],
+    threads: usize,
+    feeds: &Ends,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<Part>, StoreError> {
+    let (next, rows) = (AtomicUsize::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        let (done, finished) = mpsc::channel();
+        for _ in 0..threads {
+            let (done, next, rows) = (done.clone(), &next, &rows);
+            scope.spawn(move || {
+                while let Some((place, slice)) = take(slices, next) {
+                    if done.send((place, Part::read(tree, slice, feeds, rows))).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(done);
+        let mut parts = Vec::with_capacity(slices.len());
+        loop {
+            match finished.recv_timeout(PROGRESS_PAUSE) {
+                Ok((place, part)) => parts.push((place, part?)),
+                Err(RecvTimeoutError::Timeout) => progress(rows.load(Ordering::Relaxed)),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        parts.sort_by_key(|(place, _)| *place);
+        Ok(parts.into_iter().map(|(_, part)| part).collect())
+    })
+}
+
+/// The next slice that nobody has taken.
+fn take<'a>(slices: &'a [Slice], next: &AtomicUsize) -> Option<(usize, &'a Slice)> {
+    let place = next.fetch_add(1, Ordering::Relaxed);
+    Some((place, slices.get(place)?))
+}
+
+/// What a slice of records and events holds.
+#[derive(Default)]
+struct Part {
+    records: u64,
+    events: u64,
+    changes: u64,
+    /// Sum over what records have in the feeds, less the sum over what the feeds have.
+    difference: u64,
+    counts: ByTitle,
+    /// Whose records are the first and the last. Those of a player stand together.
+    players: Option<(PlayerKey, PlayerKey)>,
+    /// The events of each feed.
+    runs: Vec<Run>,
+    problems: Vec<String>,
+}
+
+/// Events of a feed that follow each other.
+struct Run {
+    title: Title,
+    first: u64,
+    last: u64,
+    newest_stored_at: EpochSeconds,
+}
+
+// === impl Part ===
+
+impl Part {
+    fn read(
+        tree: &Tree,
+        slice: &Slice,
+        feeds: &Ends,
+        rows: &AtomicU64,
+    ) -> Result<Self, StoreError> {
+        let mut part = Self::default();
+        let entries = tree.range(slice.first.as_slice()..=slice.last.as_slice());
+        for entry in entries {
+            let (key, value) = entry.map_err(failed)?;
+            let checked = match Key::decode(&key) {
+                Some(Key::Record(player, node)) => {
+                    part.take_record(&key, &player, &node, &value, feeds)
+                }
+                Some(Key::Completion { title, sequence }) => {
+                    part.take_event(&key, &title, sequence, &value)
+                }
+                _ => Err(damaged(&key, "stands under a key that this version does not know")),
+            };
+            if let Err(error) = checked
+                && part.problems.len() < PROBLEMS_MAX
+            {
+                part.problems.push(error.to_string());
+            }
+            let read = part.records + part.events;
+            if read % PROGRESS_ROWS == 0 {
+                rows.fetch_add(PROGRESS_ROWS, Ordering::Relaxed);
+            }
+        }
+        Ok(part)
+    }
+
+    fn take_record(
+        &mut self,
+        key: &[u8],
+        player: &PlayerKey,
+        node: &NodeId,
+        value: &[u8],
+        feeds: &Ends,
+    ) -> Result<(), StoreError> {
+        self.records += 1;
+        let stored = read_record(key, value)?;
+        self.changes = self.changes.wrapping_add(stored.record.state.version.get());
+        let trimmed = feeds.get(&player.title).map_or(0, |ends| ends.trimmed_through);
+        for event in stored.events().filter(|event| event.sequence > trimmed) {
+            let sum = fingerprint(player, node, &event);
+            self.difference = self.difference.wrapping_add(sum);
+        }
+        self.count(player, node, stored.completion_sequence != 0);
+        Ok(())
+    }
+
+    fn count(&mut self, player: &PlayerKey, node: &NodeId, is_completed: bool) {
+        let is_new = self.players.as_ref().is_none_or(|(_, last)| last != player);
+        if is_new || is_completed {
+            let count = of_title(&mut self.counts, &player.title);
+            count.players += u64::from(is_new);
+            if is_completed {
+                add(count, node, 1);
+            }
+        }
+        match &mut self.players {
+            None => self.players = Some((player.clone(), player.clone())),
+            Some((_, last)) if is_new => *last = player.clone(),
+            Some(_) => {}
+        }
+    }
+
+    fn take_event(
+        &mut self,
+        key: &[u8],
+        title: &Title,
+        sequence: u64,
+        value: &[u8],
+    ) -> Result<(), StoreError> {
+        self.events += 1;
+        let entry = read_entry(key, value, CursorCodec::new(0), title, sequence)?;
+        if let Some((player, node, event)) = in_record(&entry, sequence) {
+            let sum = fingerprint(player, node, &event);
+            self.difference = self.difference.wrapping_sub(sum);
+        }
+        match self.runs.last_mut() {
+            Some(run) if run.title == *title && run.last + 1 == sequence => {
+                run.last = sequence;
+                run.newest_stored_at = run.newest_stored_at.max(entry.stored_at);
+            }
+            _ => self.runs.push(Run {
+                title: title.clone(),
+                first: sequence,
+                last: sequence,
+                newest_stored_at: entry.stored_at,
+            }),
+        }
+        Ok(())
+    }
+}
+
+fn of_title<'a>(counts: &'a mut ByTitle, title: &Title) -> &'a mut Rarity {
+    if !counts.contains_key(title) {
+        counts.insert(title.clone(), Rarity::default());
+    }
+    counts.get_mut(title).expect("it was just put there")
+}
+
+fn add(count: &mut Rarity, node: &NodeId, more: u64) {
+    match count.completed.get_mut(node) {
+        Some(completed) => *completed += more,
+        None => drop(count.completed.insert(node.clone(), more)),
+    }
 }
 
 // === impl Report ===
@@ -132,72 +331,46 @@ impl Report {
                 self.changes = self.changes.wrapping_add(row.moves);
                 self.subscriptions.insert((title, name), row);
             }
-            Key::Record(player, node) => self.take_record(key, &player, &node, value)?,
-            Key::Completion { title, sequence } => {
-                self.take_event(key, title, sequence, value)?;
+            Key::Record(..) | Key::Completion { .. } => {
+                return Err(damaged(key, "stands outside the keys of its kind"));
             }
         }
         Ok(())
     }
 
-    fn take_record(
-        &mut self,
-        key: &[u8],
-        player: &PlayerKey,
-        node: &NodeId,
-        value: &[u8],
-    ) -> Result<(), StoreError> {
-        self.records += 1;
-        let stored = read_record(key, value)?;
-        self.changes = self.changes.wrapping_add(stored.record.state.version.get());
-        let trimmed = self.feeds.get(&player.title).map_or(0, |ends| ends.trimmed_through);
-        for event in stored.events().filter(|event| event.sequence > trimmed) {
-            let sum = fingerprint(player, node, &event);
-            self.difference = self.difference.wrapping_add(sum);
+    /// Adds what the next slice holds; `last_player` is the last of those before it.
+    fn merge(&mut self, part: Part, last_player: &mut Option<PlayerKey>) {
+        self.records += part.records;
+        self.events += part.events;
+        self.changes = self.changes.wrapping_add(part.changes);
+        for problem in part.problems {
+            self.problem(problem);
         }
-        self.count(player, node, stored.completion_sequence != 0);
-        Ok(())
-    }
-
-    fn count(&mut self, player: &PlayerKey, node: &NodeId, is_completed: bool) {
-        let is_new = self.last_player.as_ref() != Some(player);
-        if is_new || is_completed {
-            if !self.counts.contains_key(&player.title) {
-                self.counts.insert(player.title.clone(), Rarity::default());
-            }
-            let count = self.counts.get_mut(&player.title).expect("it was just put there");
-            count.players += u64::from(is_new);
-            match count.completed.get_mut(node) {
-                Some(completed) => *completed += u64::from(is_completed),
-                None => drop(count.completed.insert(node.clone(), u64::from(is_completed))),
+        for (title, Rarity { players, completed }) in part.counts {
+            let count = of_title(&mut self.counts, &title);
+            count.players += players;
+            for (node, completed) in completed {
+                add(count, &node, completed);
             }
         }
-        if is_new {
-            self.last_player = Some(player.clone());
+        if let Some((first, last)) = part.players {
+            if last_player.as_ref() == Some(&first) {
+                // The slices have cut through this player, who was counted in both.
+                of_title(&mut self.counts, &first.title).players -= 1;
+            }
+            *last_player = Some(last);
         }
-    }
-
-    fn take_event(
-        &mut self,
-        key: &[u8],
-        title: Title,
-        sequence: u64,
-        value: &[u8],
-    ) -> Result<(), StoreError> {
-        self.events += 1;
-        let entry = read_entry(key, value, CursorCodec::new(0), &title, sequence)?;
-        if let Some((player, node, event)) = in_record(&entry, sequence) {
-            let sum = fingerprint(player, node, &event);
-            self.difference = self.difference.wrapping_sub(sum);
+        for Run { title, first, last, newest_stored_at } in part.runs {
+            let ends = self.feeds.entry(title.clone()).or_default();
+            let expected = ends.head + 1;
+            ends.head = last;
+            ends.newest_stored_at = ends.newest_stored_at.max(newest_stored_at);
+            if first != expected {
+                let key = keys::completion(&title, first);
+                let hole = format!("follows a hole: {expected} is missing");
+                self.problem(damaged(&key, &hole).to_string());
+            }
         }
-        let ends = self.feeds.entry(title).or_default();
-        let expected = ends.head + 1;
-        ends.head = sequence;
-        ends.newest_stored_at = ends.newest_stored_at.max(entry.stored_at);
-        if sequence != expected {
-            return Err(damaged(key, &format!("follows a hole: {expected} is missing")));
-        }
-        Ok(())
     }
 
     /// Names the records and events that do not agree.
