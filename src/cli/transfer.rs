@@ -13,6 +13,7 @@ use indicatif::ProgressBar;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
+use tonic_types::StatusExt;
 
 use super::{
     CliError,
@@ -88,7 +89,10 @@ pub(super) async fn export_title(
             Ok(()) => return Ok(()),
             Err(error) => passing(error)?,
         };
-        part.back_to_checkpoint()?;
+        match reason(&lost).as_deref() {
+            Some("EXPORT_OUTDATED") => part.back_to_title()?,
+            _ => part.back_to_checkpoint()?,
+        }
         attempts = if part.token == before { attempts + 1 } else { 0 };
         if attempts == ATTEMPTS_MAX {
             return Err(lost.into());
@@ -121,6 +125,10 @@ async fn export_once(
     }
 }
 
+fn reason(status: &Status) -> Option<String> {
+    status.get_details_error_info().map(|info| info.reason)
+}
+
 /// A status that may pass by itself; other errors end the command.
 fn passing(error: CliError) -> Result<Status, CliError> {
     match error {
@@ -141,6 +149,8 @@ pub(super) struct Part {
     token: String,
     /// Where the line of that ends, and how many lines there are up to it.
     kept: (u64, u64),
+    /// The same of where the title begins.
+    title: (u64, u64),
     bytes: u64,
     pub(super) lines: u64,
 }
@@ -176,8 +186,9 @@ impl Part {
         let path = PathBuf::from(path);
         let file = File::options().create(true).read(true).write(true).truncate(empty).open(&path);
         let file = BufWriter::with_capacity(1 << 20, file.map_err(at(&path))?);
-        let (token, kept) = (String::new(), (0, 0));
-        Ok(Self { whole: whole.to_owned(), path, file, token, kept, bytes: 0, lines: 0 })
+        let (whole, token) = (whole.to_owned(), String::new());
+        let (kept, title) = ((0, 0), (0, 0));
+        Ok(Self { whole, path, file, token, kept, title, bytes: 0, lines: 0 })
     }
 
     pub(super) fn write(&mut self, item: &TitleItem) -> Result<(), CliError> {
@@ -197,6 +208,13 @@ impl Part {
     pub(super) fn begin_title(&mut self) {
         self.token = String::new();
         self.kept = (self.bytes, self.lines);
+        self.title = self.kept;
+    }
+
+    /// Drops what there is of the title.
+    fn back_to_title(&mut self) -> Result<(), CliError> {
+        (self.token, self.kept) = (String::new(), self.title);
+        self.back_to_checkpoint()
     }
 
     /// Drops what comes behind the last checkpoint.
@@ -284,7 +302,8 @@ pub(super) async fn import(args: ImportArgs) -> Result<ExitCode, CliError> {
     bar.finish_and_clear();
     let ImportRecordsResponse { items, stored, present, kept } = done;
     say!(
-        "{items} lines: {stored} stored, {present} there already, {kept} records newer here and kept"
+        "{items} lines: {stored} stored, {present} there already, {kept} records kept as they are \
+         here"
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,6 @@
 //! `ExportRecords`: a title in an order in which every beginning of it is sound.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use async_stream::try_stream;
 use data_encoding::BASE64URL_NOPAD;
@@ -14,9 +14,9 @@ use super::{
     wire::{self, int},
 };
 use crate::{
-    domain::{Cursor, Event, PlayerId, Title},
+    domain::{Cursor, PlayerId, Title},
     proto::v1::{self, title_item::Item as Kind},
-    store::{FeedError, Store, StoredCatalog},
+    store::{PlayerRecords, Store, StoredCatalog},
 };
 
 /// Entries of a feed that are read at once.
@@ -28,6 +28,8 @@ const CHECKPOINT_ITEMS: u64 = 1000;
 /// How far an export is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
+    /// Erasures that the title had seen when the export was begun.
+    erasures: u64,
     /// Everything of the feed up to here was given.
     cursor: Cursor,
     records: Records,
@@ -44,22 +46,24 @@ enum Records {
 // === impl Place ===
 
 impl Place {
-    /// As text: the cursor, and the last player where records were begun.
+    /// As text: erasures and cursor, and the last player where records were begun.
     fn token(&self) -> String {
-        let cursor = self.cursor.as_str();
-        match &self.records {
-            Records::NotYet => cursor.to_owned(),
-            Records::After(None) => format!("{cursor}."),
+        let Self { erasures, cursor, records } = self;
+        let feed = format!("{erasures}.{}", cursor.as_str());
+        match records {
+            Records::NotYet => feed,
+            Records::After(None) => format!("{feed}."),
             Records::After(Some(player)) => {
-                format!("{cursor}.{}", BASE64URL_NOPAD.encode(player.as_str().as_bytes()))
+                format!("{feed}.{}", BASE64URL_NOPAD.encode(player.as_str().as_bytes()))
             }
         }
     }
 
     /// Reads a token; whether its cursor works is for the store to say.
     pub(super) fn parse(token: &str) -> Option<Self> {
-        let (cursor, player) = match token.split_once('.') {
-            None => (token, None),
+        let (erasures, rest) = token.split_once('.')?;
+        let (cursor, player) = match rest.split_once('.') {
+            None => (rest, None),
             Some((cursor, player)) => (cursor, Some(player)),
         };
         let records = match player {
@@ -71,7 +75,7 @@ impl Place {
                 Records::After(Some(player))
             }
         };
-        Some(Self { cursor: Cursor::new(cursor), records })
+        Some(Self { erasures: erasures.parse().ok()?, cursor: Cursor::new(cursor), records })
     }
 }
 
@@ -85,22 +89,25 @@ pub(super) fn export(
     try_stream! {
         let title = catalog.title.clone();
         let mut end = v1::ExportEnd::default();
-        let Place { cursor, records } = match after {
+        let Place { erasures, cursor, records } = match after {
             Some(place) => place,
             None => {
+                let erasures = store.erasures(&title);
                 let oldest = store.feed_bounds(&title).await.map_err(status::from_store)?.oldest;
                 let removed_through = store.position(&title, &oldest).unwrap_or(0);
                 yield item(start(&*store, &catalog, removed_through));
-                Place { cursor: oldest, records: Records::NotYet }
+                Place { erasures, cursor: oldest, records: Records::NotYet }
             }
         };
-        let mut feed = Feed { store: &*store, title: &title, cursor, erased: HashSet::new() };
-        let mut given = 0;
-        let mut last_player = match &records {
-            Records::After(player) => player.clone(),
-            Records::NotYet => None,
+        let mut feed = Feed { store: &*store, title: &title, erasures, stop, cursor };
+        let (mut is_feed_given, mut last_player) = match records {
+            Records::NotYet => (false, None),
+            Records::After(player) => (true, player),
         };
-        if records == Records::NotYet {
+        let mut given = 0;
+        // Whose records are read once more, behind events that they have.
+        let mut again = None;
+        'pages: loop {
             loop {
                 let page = feed.page().await?;
                 if page.is_empty() {
@@ -111,74 +118,61 @@ pub(super) fn export(
                     given += 1;
                     yield item(event);
                 }
-                if given >= CHECKPOINT_ITEMS {
+                if !is_feed_given && given >= CHECKPOINT_ITEMS {
                     given = 0;
-                    yield checkpoint(&Place { cursor: feed.cursor.clone(), records: Records::NotYet });
+                    yield feed.checkpoint(Records::NotYet);
                 }
-                check(&stop)?;
             }
-        }
-        loop {
-            let players = store.full_records(&title, last_player.as_ref()).await;
-            let players = players.map_err(status::from_store)?;
+            is_feed_given = true;
+            let players = feed.players(last_player.as_ref()).await?;
             if players.is_empty() {
                 break;
             }
             for (player, records) in players {
+                let events = records.iter().flat_map(|(_, stored)| stored.events());
+                let newest = events.map(|event| event.sequence).max().unwrap_or(0);
+                if newest > feed.position() && again.as_ref() != Some(&player) {
+                    again = Some(player);
+                    continue 'pages;
+                }
+                while feed.position() < newest {
+                    for event in feed.page().await? {
+                        end.events += 1;
+                        yield item(event);
+                    }
+                }
                 for (node, stored) in records {
-                    let newest = stored.events().map(|event| event.sequence).max().unwrap_or(0);
-                    while feed.position() < newest {
-                        for event in feed.page().await? {
-                            end.events += 1;
-                            yield item(event);
-                        }
-                    }
-                    // Erased after the record was read: nothing of it is to go out.
-                    if !stored.events().any(|event| feed.erased.contains(&event.sequence)) {
-                        end.records += 1;
-                        given += 1;
-                        yield item(record_message(&player, &node, &stored));
-                    }
+                    end.records += 1;
+                    given += 1;
+                    yield item(record_message(&player, &node, &stored));
                 }
                 last_player = Some(player);
                 if given >= CHECKPOINT_ITEMS {
                     given = 0;
-                    let records = Records::After(last_player.clone());
-                    yield checkpoint(&Place { cursor: feed.cursor.clone(), records });
+                    yield feed.checkpoint(Records::After(last_player.clone()));
                 }
-                check(&stop)?;
             }
-        }
-        loop {
-            let page = feed.page().await?;
-            if page.is_empty() {
-                break;
-            }
-            for event in page {
-                end.events += 1;
-                yield item(event);
-            }
-            check(&stop)?;
         }
         for subscription in store.subscriptions(&title).await.map_err(status::from_store)? {
             // One that has come past what was given is as far as that.
             let position = store.position(&title, &subscription.cursor).unwrap_or(0);
-            let position = position.min(feed.position());
+            let position = int(position.min(feed.position()));
             let name = subscription.name.as_str().to_owned();
-            let position = int(position);
             yield item(Kind::Subscription(v1::ExportedSubscription { name, position }));
         }
+        feed.check()?;
         yield item(Kind::End(end));
     }
 }
 
-/// The feed of a title, as far as it was given.
+/// A title that is being exported, and how far its feed was given.
 struct Feed<'a> {
     store: &'a dyn Store,
     title: &'a Title,
+    /// Erasures that it had seen at the beginning. Another would take away what was given already.
+    erasures: u64,
+    stop: CancellationToken,
     cursor: Cursor,
-    /// Places of what was erased.
-    erased: HashSet<u64>,
 }
 
 impl Feed<'_> {
@@ -189,17 +183,40 @@ impl Feed<'_> {
     /// What comes next; nothing at the feed's end.
     async fn page(&mut self) -> Result<Vec<Kind>, Status> {
         let page = self.store.entries(self.title, &self.cursor, ENTRIES_AT_ONCE).await;
-        let page = page.map_err(from_feed)?;
+        // Retention that overtakes an export is told like a cursor that is too old.
+        let page = page.map_err(|error| status::from_feed(error, "after"))?;
+        self.check()?;
         let mut events = Vec::with_capacity(page.len());
         for entry in page {
             self.cursor = entry.cursor.clone();
-            let position = self.position();
-            if entry.event == Event::Erased {
-                self.erased.insert(position);
-            }
-            events.push(event_message(position, &entry));
+            events.push(event_message(self.position(), &entry));
         }
         Ok(events)
+    }
+
+    /// The players after one, with all of their records.
+    async fn players(&self, after: Option<&PlayerId>) -> Result<Vec<PlayerRecords>, Status> {
+        let players = self.store.full_records(self.title, after).await;
+        let players = players.map_err(status::from_store)?;
+        self.check()?;
+        Ok(players)
+    }
+
+    /// To be asked after each read: what was read is given only where it goes with what was.
+    fn check(&self) -> Result<(), Status> {
+        if self.stop.is_cancelled() {
+            return Err(status::draining());
+        }
+        match self.store.erasures(self.title) == self.erasures {
+            true => Ok(()),
+            false => Err(status::export_outdated()),
+        }
+    }
+
+    fn checkpoint(&self, records: Records) -> v1::ExportRecordsResponse {
+        let (erasures, cursor) = (self.erasures, self.cursor.clone());
+        let token = Place { erasures, cursor, records }.token();
+        item(Kind::Checkpoint(v1::Checkpoint { token }))
     }
 }
 
@@ -213,24 +230,8 @@ fn start(store: &dyn Store, catalog: &StoredCatalog, removed_through: u64) -> Ki
     })
 }
 
-fn checkpoint(place: &Place) -> v1::ExportRecordsResponse {
-    item(Kind::Checkpoint(v1::Checkpoint { token: place.token() }))
-}
-
 fn item(kind: Kind) -> v1::ExportRecordsResponse {
     v1::ExportRecordsResponse { item: Some(v1::TitleItem { item: Some(kind) }) }
-}
-
-fn check(stop: &CancellationToken) -> Result<(), Status> {
-    match stop.is_cancelled() {
-        true => Err(status::draining()),
-        false => Ok(()),
-    }
-}
-
-/// Retention that overtakes an export is told like a cursor that is too old.
-fn from_feed(error: FeedError) -> Status {
-    status::from_feed(error, "after")
 }
 
 #[cfg(test)]
@@ -241,12 +242,13 @@ mod tests {
     fn a_token_reads_back_as_its_place() {
         for player in [None, Some("p"), Some("a.b/玩家 ")] {
             let player = player.map(|player| PlayerId::parse(player).unwrap());
-            let place = Place { cursor: Cursor::new("AQ-_"), records: Records::After(player) };
+            let (cursor, records) = (Cursor::new("AQ-_"), Records::After(player));
+            let place = Place { erasures: 3, cursor, records };
             assert_eq!(Place::parse(&place.token()), Some(place));
         }
-        let place = Place { cursor: Cursor::new("AQ"), records: Records::NotYet };
+        let place = Place { erasures: 0, cursor: Cursor::new("AQ"), records: Records::NotYet };
         assert_eq!(Place::parse(&place.token()), Some(place));
-        for token in ["AQ.!", "AQ.AA", "AQ.a.b"] {
+        for token in ["AQ", "x.AQ", "1.AQ.!", "1.AQ.AA", "1.AQ.a.b"] {
             assert_eq!(Place::parse(token), None, "{token:?}");
         }
     }

@@ -25,6 +25,8 @@ use crate::{
 #[derive(Default)]
 struct Step {
     items: Vec<Item>,
+    /// Which message each of them came in, counted from 1.
+    numbers: Vec<usize>,
     bytes: usize,
 }
 
@@ -62,8 +64,7 @@ pub(super) fn import(
                 Some(request) => next = request,
                 // Nothing more is there yet, or nothing more fits.
                 None => {
-                    let first = read - pending.items.len() + 1;
-                    let stored = store_step(&*store, &title, &mut pending, first).await?;
+                    let stored = store_step(&*store, &title, &mut pending).await?;
                     told.items = int(read as u64);
                     told.stored += int(stored.stored);
                     told.present += int(stored.present);
@@ -102,36 +103,35 @@ async fn take(
                     applied => drop(applied.map_err(status::from_catalog)?),
                 }
             }
-            step.add(item, bytes);
+            step.add(item, bytes, number);
         }
-        Piece::Item(item) => step.add(item, bytes),
+        Piece::Item(_) if catalogs.get(title).is_none() => {
+            return Err(status::title_not_found(title));
+        }
+        Piece::Item(item) => step.add(item, bytes, number),
         Piece::Nothing | Piece::End => {}
     }
     Ok(())
 }
 
-async fn store_step(
-    store: &dyn Store,
-    title: &Title,
-    step: &mut Step,
-    first: usize,
-) -> Result<Imported, Status> {
-    let items = std::mem::take(step).items;
+async fn store_step(store: &dyn Store, title: &Title, step: &mut Step) -> Result<Imported, Status> {
+    let Step { items, numbers, .. } = std::mem::take(step);
     match items.is_empty() {
         true => Ok(Imported::default()),
         false => {
             let imported = store.import(title, items).await;
-            imported.map_err(|error| status::from_import(error, first))
+            imported.map_err(|error| status::from_import(error, &numbers))
         }
     }
 }
 
 impl Step {
-    fn add(&mut self, item: Item, bytes: usize) {
+    fn add(&mut self, item: Item, bytes: usize, number: usize) {
         // An event writes its record too, and each row has a key.
         const KEYS_BYTES: usize = 700;
         self.bytes += 2 * bytes + KEYS_BYTES;
         self.items.push(item);
+        self.numbers.push(number);
     }
 
     fn has_room(&self) -> bool {

@@ -291,15 +291,22 @@ pub(super) fn from_reset(error: ResetError) -> Status {
     }
 }
 
-/// `first` is the number of the step's first item in the whole import.
-pub(super) fn from_import(error: ImportError, first: usize) -> Status {
+/// `numbers` says which message of the import each item of the step came in.
+pub(super) fn from_import(error: ImportError, numbers: &[usize]) -> Status {
     match error {
         ImportError::Refused { index, problem } => {
-            let message = format!("item {} {problem}", first + index);
+            let number = numbers.get(index).copied().unwrap_or_default();
+            let message = format!("item {number} {problem}");
             refusal(Code::FailedPrecondition, "IMPORT_REFUSED", message)
         }
         ImportError::Store(error) => from_store(error),
     }
+}
+
+/// A player was erased since an export was begun.
+pub(super) fn export_outdated() -> Status {
+    let message = "a player was erased since this export was begun; begin it anew";
+    refusal(Code::Aborted, "EXPORT_OUTDATED", message)
 }
 
 /// An item of an import that no export gives.

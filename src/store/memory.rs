@@ -51,6 +51,7 @@ struct Feed {
     trimmed_through: u64,
     entries: VecDeque<Entry>,
     newest_stored_at: EpochSeconds,
+    erasures: u64,
     changes: watch::Sender<()>,
 }
 
@@ -60,6 +61,7 @@ impl Default for Feed {
             trimmed_through: 0,
             entries: VecDeque::new(),
             newest_stored_at: EpochSeconds::default(),
+            erasures: 0,
             changes: watch::Sender::new(()),
         }
     }
@@ -235,6 +237,7 @@ impl Operations for MemoryStore {
         records.retain(|(key, _), _| key != player);
         let mut erased = Erased { records: (before - records.len()) as u64, events: 0 };
         let feed = feeds.entry(player.title.clone()).or_default();
+        feed.erasures += u64::from(erased.records > 0);
         for entry in &mut feed.entries {
             if entry.event.of().is_some_and(|(key, ..)| key == player) {
                 entry.event = Event::Erased;
@@ -262,6 +265,10 @@ impl Operations for MemoryStore {
 
     fn id(&self) -> u64 {
         self.id
+    }
+
+    fn erasures(&self, title: &Title) -> u64 {
+        self.inner.lock().feeds.get(title).map_or(0, |feed| feed.erasures)
     }
 
     fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64> {
@@ -298,6 +305,7 @@ impl Operations for MemoryStore {
                 trimmed_through: feed.trimmed_through,
                 entries: feed.entries.clone(),
                 newest_stored_at: feed.newest_stored_at,
+                erasures: feed.erasures,
                 changes: feed.changes.clone(),
             },
             subscriptions: inner.subscriptions.clone(),

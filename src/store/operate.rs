@@ -24,6 +24,9 @@ pub trait Operations: FeedSource {
     /// The number that this store was made with.
     fn id(&self) -> u64;
 
+    /// How many steps of erasures a title's feed has seen, counted before anything goes.
+    fn erasures(&self, title: &Title) -> u64;
+
     /// The place that a cursor of this store names, as a number that grows with the feed.
     fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64>;
 

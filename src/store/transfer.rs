@@ -7,7 +7,8 @@
 
 use super::{ImportError, Imported, StoreError, StoredRecord};
 use crate::domain::{
-    Entry, EpochSeconds, Event, NodeId, PlayerId, PlayerKey, Record, State, SubscriptionName, Title,
+    Entry, EpochSeconds, Event, NodeId, PlayerId, PlayerKey, REMEMBERED_UPDATES, Record,
+    Remembered, State, SubscriptionName, Title, Version,
 };
 
 /// A piece of a title.
@@ -142,10 +143,11 @@ fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fat
         Item::Entry { position, .. } if position <= trimmed_through => Ok(Fate::Present),
         Item::Entry { position, entry } if position <= head => {
             let here = target.event(position)?;
-            let is_same = here.is_some_and(|it| it == Event::Erased || it == entry.event);
-            match is_same {
-                true => Ok(Fate::Present),
-                false => Err(Trouble::Refused(format!(
+            match (&entry.event, here) {
+                (_, Some(Event::Erased)) => Ok(Fate::Present),
+                (event, Some(here)) if *event == here => Ok(Fate::Present),
+                (Event::Erased, Some(here)) => Err(was_erased(&here)),
+                _ => Err(Trouble::Refused(format!(
                     "is event {position}, and the title has another one there: import into a \
                      title that has no completions of its own"
                 ))),
@@ -168,6 +170,13 @@ fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fat
         }
         Item::Record { player, node, stored } => {
             let key = PlayerKey { title: title.clone(), player };
+            for event in stored.events() {
+                let is_here = (trimmed_through + 1..=head).contains(&event.sequence);
+                if is_here && target.event(event.sequence)? == Some(Event::Erased) {
+                    // The player was erased here, and stays so.
+                    return Ok(Fate::Kept);
+                }
+            }
             match merge(&target.record(&key, &node)?, *stored, trimmed_through, head)? {
                 Merged::Present => Ok(Fate::Present),
                 Merged::Kept => Ok(Fate::Kept),
@@ -198,6 +207,11 @@ enum Merged {
     Write(StoredRecord),
 }
 
+fn was_erased(here: &Event) -> Trouble {
+    let player = here.of().map(|(key, ..)| key.player.clone());
+    Trouble::Refused(format!("is an event that was erased; erase player {player:?} here first"))
+}
+
 /// The record right after an event, which stands at `position`.
 fn after_event(
     stored: &StoredRecord,
@@ -216,6 +230,11 @@ fn after_event(
             version.get()
         ));
     }
+    // Ids of before go on being recognised; that of this version comes with the record.
+    let recognised =
+        |update: &&Remembered| update.version.get() + REMEMBERED_UPDATES > version.get();
+    let remembered = stored.record.remembered.iter().filter(recognised).cloned().collect();
+    let late = stored.record.late.clone();
     match event {
         Event::Completion(_) if stored.completion_sequence != 0 => {
             Err(format!("completes {:?} {node:?} a second time without a reset", key.player))
@@ -229,15 +248,17 @@ fn after_event(
                     version,
                 },
                 completed_version: version,
+                remembered,
                 reset_at: stored.record.reset_at,
-                ..Record::default()
+                late,
             },
             completion_sequence: position,
             past: stored.past.clone(),
         }),
         Event::Reset(reset) => {
             let state = State { version, ..State::default() };
-            let record = Record { state, reset_at: reset.reset_at, ..Record::default() };
+            let (completed_version, reset_at) = (Version::default(), reset.reset_at);
+            let record = Record { state, completed_version, remembered, reset_at, late };
             let after = stored.reset(record, position);
             after.ok_or_else(|| "is one event more than a record may have".to_owned())
         }

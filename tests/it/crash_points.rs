@@ -15,12 +15,16 @@ fn crashes_of_a_place() -> usize {
     std::env::var("ACCOLADE_CRASHES").map_or(10, |text| text.parse().expect("a number"))
 }
 
-/// Every place that the code names, by the file it is in.
+/// Every place that the code names, by the file it is in; those that a server passes.
 fn places() -> BTreeMap<String, String> {
     let mut places = BTreeMap::new();
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/sled");
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        // For the test of restoring, in `backup.rs`.
+        if path.ends_with("restore.rs") {
+            continue;
+        }
         let code = fs::read_to_string(&path).unwrap();
         for rest in code.split("crash_point!(\"").skip(1) {
             let name = rest.split('"').next().unwrap().to_owned();

@@ -11,6 +11,7 @@ mod abuse;
 mod access;
 mod admin;
 mod architecture;
+mod backup;
 mod bad_input;
 mod cases;
 mod catalog;

@@ -1,10 +1,11 @@
 //! Late updates: what a game server wrote down while it was cut off, brought once it is back.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use accolade::proto::v1::{
-    LateUpdate, ListCompletionsRequest, SetAchievementStorageResponse,
-    SyncAchievementStorageRequest, late_outcome::Outcome, late_update::Change,
+use accolade::{
+    clock::{Clock, SystemClock},
+    proto::v1::{
+        LateUpdate, ListCompletionsRequest, SetAchievementStorageResponse,
+        SyncAchievementStorageRequest, late_outcome::Outcome, late_update::Change,
+    },
 };
 use futures_util::future::join_all;
 use tempfile::TempDir;
@@ -25,8 +26,7 @@ async fn started() -> (Server, TempDir) {
 
 /// Seconds since the Unix epoch.
 pub fn now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    i64::try_from(now.as_secs()).unwrap()
+    i64::try_from(SystemClock.now().get()).unwrap()
 }
 
 /// An update that happened at some time.

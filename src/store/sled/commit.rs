@@ -43,7 +43,7 @@ use crate::{
         Ruling, Title, decide,
     },
     metrics::METRICS,
-    proto::rows::StoreRow,
+    proto::rows::{FeedRow, StoreRow},
     store::{
         Applied, ApplyError, CatalogError, StoreError, StoredCatalog, StoredRecord,
         cursor::CursorCodec,
@@ -415,6 +415,19 @@ impl Group {
     /// Whether it is no larger than a group may be.
     pub(super) fn has_room(&self) -> bool {
         self.bytes <= GROUP_BYTES_MAX
+    }
+
+    /// Writes what is known of a feed beside its events.
+    pub(super) fn write_feed(&mut self, title: &Title, ends: FeedEnds) {
+        let key = keys::Key::Feed(title.clone()).encode();
+        let row = FeedRow {
+            trimmed_through: ends.trimmed_through,
+            trimmed_stored_at: ends.trimmed_stored_at.get(),
+            restored_through: ends.restored_through,
+            erasures: ends.erasures,
+        };
+        let value = frame::encode(&key, &row);
+        self.write(key, Some(value));
     }
 
     /// Writes what happened at a place of a feed.

@@ -18,18 +18,24 @@ use crate::domain::{EpochSeconds, Title};
 pub(super) struct FeedEnds {
     pub(super) trimmed_through: u64,
     pub(super) head: u64,
+    /// When the newest event that is gone had been stored.
+    pub(super) trimmed_stored_at: EpochSeconds,
     /// When the newest event there ever was had been stored.
     pub(super) newest_stored_at: EpochSeconds,
     /// Cursors of the store that this one was restored from work up to here.
     pub(super) restored_through: u64,
+    /// Steps of erasures there were.
+    pub(super) erasures: u64,
 }
 
 /// One feed, shared by the committer, which writes, and by readers.
 pub(super) struct TitleFeed {
     trimmed_through: AtomicU64,
     head: AtomicU64,
+    trimmed_stored_at: AtomicU64,
     newest_stored_at: AtomicU64,
     restored_through: u64,
+    erasures: AtomicU64,
     changes: watch::Sender<()>,
 }
 
@@ -46,8 +52,10 @@ impl TitleFeed {
         Self {
             trimmed_through: AtomicU64::new(ends.trimmed_through),
             head: AtomicU64::new(ends.head),
+            trimmed_stored_at: AtomicU64::new(ends.trimmed_stored_at.get()),
             newest_stored_at: AtomicU64::new(ends.newest_stored_at.get()),
             restored_through: ends.restored_through,
+            erasures: AtomicU64::new(ends.erasures),
             changes: watch::Sender::new(()),
         }
     }
@@ -58,8 +66,10 @@ impl TitleFeed {
         FeedEnds {
             trimmed_through,
             head: self.head.load(Ordering::SeqCst),
+            trimmed_stored_at: EpochSeconds::new(self.trimmed_stored_at.load(Ordering::SeqCst)),
             newest_stored_at: EpochSeconds::new(self.newest_stored_at.load(Ordering::SeqCst)),
             restored_through: self.restored_through,
+            erasures: self.erasures(),
         }
     }
 
@@ -70,8 +80,19 @@ impl TitleFeed {
 
     /// Moves the old end. Readers that are in the middle of what goes will find out by asking for
     /// the end once more after they have read.
-    pub(super) fn trim(&self, through: u64) {
+    pub(super) fn trim(&self, through: u64, stored_at: EpochSeconds) {
+        self.trimmed_stored_at.store(stored_at.get(), Ordering::SeqCst);
         self.trimmed_through.fetch_max(through, Ordering::SeqCst);
+    }
+
+    /// How many steps of erasures there were, those included that are not durable yet.
+    pub(super) fn erasures(&self) -> u64 {
+        self.erasures.load(Ordering::SeqCst)
+    }
+
+    /// Counts a step of an erasure. Whoever reads the feed learns of it before anything goes.
+    pub(super) fn count_erasure(&self) -> u64 {
+        self.erasures.fetch_add(1, Ordering::SeqCst) + 1
     }
 
     /// Moves the new end and wakes whoever waits for it.
@@ -79,7 +100,7 @@ impl TitleFeed {
         self.newest_stored_at.store(ends.newest_stored_at.get(), Ordering::SeqCst);
         self.head.store(ends.head, Ordering::SeqCst);
         // An imported feed may begin behind events that are gone.
-        self.trim(ends.trimmed_through);
+        self.trim(ends.trimmed_through, ends.trimmed_stored_at);
         self.changes.send_replace(());
     }
 

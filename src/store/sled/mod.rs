@@ -391,6 +391,10 @@ impl Operations for SledStore {
         self.store_id
     }
 
+    fn erasures(&self, title: &Title) -> u64 {
+        self.feeds.of(title).erasures()
+    }
+
     fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64> {
         self.cursors.decode(title, cursor, self.feeds.of(title).ends().restored_through)
     }

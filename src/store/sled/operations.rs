@@ -1,11 +1,12 @@
 //! What operators do, each as one step for the committer.
 
+use std::collections::HashMap;
+
 use super::{
     bounds::ERASE_RECORDS_MAX,
     commit::{Committer, Group},
     feeds::FeedEnds,
-    frame,
-    keys::{self, Key},
+    keys,
     read::{failed, read_entry, read_records, read_row},
     rows::stored_at,
     subscriptions,
@@ -16,7 +17,7 @@ use crate::{
         Entry, EpochSeconds, Event, NodeId, PlayerKey, Reset, ResetRuling, ResetUpdate,
         SubscriptionName, Title, Verdict, decide_reset,
     },
-    proto::rows::{CompletionRow, FeedRow},
+    proto::rows::CompletionRow,
     store::{
         Erased, ImportError, Imported, ResetDone, ResetError, StoreError, StoredRecord,
         transfer::{self, Item, Target},
@@ -72,7 +73,7 @@ pub(super) fn erase(
     let mut records = read_records(&tree, player, ERASE_RECORDS_MAX + 1)?;
     let is_last = records.len() <= ERASE_RECORDS_MAX;
     records.truncate(ERASE_RECORDS_MAX);
-    let (_, ends) = committer.feed(&player.title, group);
+    let (feed, mut ends) = committer.feed(&player.title, group);
     let mut erased = Erased { records: records.len() as u64, events: 0 };
     let mut places = Vec::new();
     for event in records.iter().flat_map(|(_, stored)| stored.events()) {
@@ -84,12 +85,18 @@ pub(super) fn erase(
             places.push((event.sequence, stored_at(&row)));
         }
     }
+    if records.is_empty() {
+        return Ok(erased);
+    }
     // Nothing above has touched the group.
+    ends.erasures = feed.count_erasure();
+    group.write_feed(&player.title, ends);
+    group.feeds.insert(player.title.clone(), (feed, ends));
     for (sequence, stored_at) in places {
         group.write_event(&player.title, sequence, &Event::Erased, stored_at);
         erased.events += 1;
     }
-    let players = if is_last && !records.is_empty() { -1 } else { 0 };
+    let players = if is_last { -1 } else { 0 };
     let mut changes = Vec::with_capacity(records.len());
     for (node, stored) in records {
         group.write(keys::record(player, &node), None);
@@ -97,9 +104,7 @@ pub(super) fn erase(
         group.removed += stored.record.state.version.get() + 1;
         changes.push(Change { node, before: Some(stored), after: None });
     }
-    if !changes.is_empty() {
-        group.change(player, changes, players);
-    }
+    group.change(player, changes, players);
     Ok(erased)
 }
 
@@ -111,7 +116,8 @@ pub(super) fn import(
     items: Vec<Item>,
 ) -> Result<Imported, ImportError> {
     // Apart from the group, which stays empty where something is refused.
-    let mut target = GroupTarget { committer, group: Group::default(), title };
+    let appended = HashMap::new();
+    let mut target = GroupTarget { committer, group: Group::default(), title, appended };
     let imported = transfer::import(&mut target, title, items);
     let GroupTarget { committer, group: staged, .. } = target;
     match imported {
@@ -135,21 +141,8 @@ pub(super) fn finish_restore(
     committer.row.ancestor_id = ancestor_id;
     for title in titles {
         let (_, ends) = committer.feed(title, group);
-        write_feed(group, title, FeedEnds { restored_through: ends.head, ..ends });
+        group.write_feed(title, FeedEnds { restored_through: ends.head, ..ends });
     }
-}
-
-/// A restored or imported feed begins at a time that nobody knows; what is stored from now on has
-/// times of its own.
-fn write_feed(group: &mut Group, title: &Title, ends: FeedEnds) {
-    let row = FeedRow {
-        trimmed_through: ends.trimmed_through,
-        trimmed_stored_at: 0,
-        restored_through: ends.restored_through,
-    };
-    let key = Key::Feed(title.clone()).encode();
-    let value = frame::encode(&key, &row);
-    group.write(key, Some(value));
 }
 
 /// A title as it is at the end of a group.
@@ -157,6 +150,8 @@ struct GroupTarget<'a> {
     committer: &'a mut Committer,
     group: Group,
     title: &'a Title,
+    /// What this step has put into the feed.
+    appended: HashMap<u64, Event>,
 }
 
 impl GroupTarget<'_> {
@@ -173,6 +168,9 @@ impl Target for GroupTarget<'_> {
     }
 
     fn event(&mut self, position: u64) -> Result<Option<Event>, StoreError> {
+        if let Some(event) = self.appended.get(&position) {
+            return Ok(Some(event.clone()));
+        }
         let key = keys::completion(self.title, position);
         let value = self.committer.view.tree().get(&key).map_err(failed)?;
         let read = |value: sled::IVec| {
@@ -189,7 +187,7 @@ impl Target for GroupTarget<'_> {
     fn begin_feed(&mut self, position: u64) {
         let (_, ends) = self.committer.feed(self.title, &self.group);
         let ends = FeedEnds { trimmed_through: position, head: position, ..ends };
-        write_feed(&mut self.group, self.title, ends);
+        self.group.write_feed(self.title, ends);
         self.group.stored += position;
         self.move_feed(ends);
     }
@@ -199,6 +197,7 @@ impl Target for GroupTarget<'_> {
         let (_, ends) = self.committer.feed(self.title, &self.group);
         let newest_stored_at = entry.stored_at;
         self.move_feed(FeedEnds { head: position, newest_stored_at, ..ends });
+        self.appended.insert(position, entry.event.clone());
     }
 
     fn put(

@@ -286,7 +286,7 @@ fn is_possible_definition(row: &DefinitionRow) -> bool {
 /// Whether any history leaves such an event.
 fn is_possible_event(row: &CompletionRow) -> bool {
     let of_event = row.reset.as_ref().map_or(row.completed_at, |reset| reset.reset_at);
-    let rest = CompletionRow {
+    let alone = CompletionRow {
         stored_at: row.stored_at,
         reset: row.reset.clone(),
         erased: row.erased,
@@ -295,9 +295,9 @@ fn is_possible_event(row: &CompletionRow) -> bool {
     row.stored_at <= INT64_MAX
         && match (&row.reset, row.erased) {
             (None, false) => is_possible_completion(row),
-            (None, true) => *row == rest && row.stored_at > 0,
+            (None, true) => *row == alone && row.stored_at > 0,
             (Some(reset), false) => {
-                *row == rest
+                *row == alone
                     && is_id(&reset.player_id)
                     && is_id(&reset.node_id)
                     && (1..=256).contains(&reset.reason.len())

@@ -4,13 +4,13 @@ use super::{
     bounds::TRIM_ROWS_MAX,
     commit::{Committer, Group},
     crash_point::crash_point,
-    frame, keys,
+    keys,
     read::{failed, read_row},
     rows::stored_at,
 };
 use crate::{
-    domain::{EpochSeconds, Title},
-    proto::rows::{CompletionRow, FeedRow},
+    domain::Title,
+    proto::rows::CompletionRow,
     store::{Retention, StoreError},
 };
 
@@ -25,7 +25,6 @@ pub(super) fn trim(
     // Only what is durable already can go.
     let head = feed.ends().head;
     let mut removed = Vec::new();
-    let mut newest = EpochSeconds::default();
     while ends.trimmed_through < head && removed.len() < TRIM_ROWS_MAX {
         let sequence = ends.trimmed_through + 1;
         let key = keys::completion(title, sequence);
@@ -35,21 +34,14 @@ pub(super) fn trim(
         if keep.keeps(ends.head - ends.trimmed_through, stored_at(&row)) {
             break;
         }
-        newest = stored_at(&row);
+        ends.trimmed_stored_at = stored_at(&row);
         removed.push(key);
         ends.trimmed_through = sequence;
     }
     if removed.is_empty() {
         return Ok(0);
     }
-    let key = keys::Key::Feed(title.clone()).encode();
-    let row = FeedRow {
-        trimmed_through: ends.trimmed_through,
-        trimmed_stored_at: newest.get(),
-        restored_through: ends.restored_through,
-    };
-    let value = frame::encode(&key, &row);
-    group.write(key, Some(value));
+    group.write_feed(title, ends);
     let count = removed.len();
     group.stored += count as u64;
     for key in removed {
@@ -57,7 +49,7 @@ pub(super) fn trim(
     }
     crash_point!("trimming");
     // Readers must learn that these are going before they go.
-    feed.trim(ends.trimmed_through);
+    feed.trim(ends.trimmed_through, ends.trimmed_stored_at);
     group.feeds.insert(title.clone(), (feed, ends));
     Ok(count)
 }

@@ -121,7 +121,7 @@ fn read_slices(
 ) -> Result<Vec<Part>, StoreError> {
     let (next, rows) = (AtomicUsize::new(0), AtomicU64::new(0));
     thread::scope(|scope| {
-        let (done, finished) = mpsc::channel();
+        let (done, finished) = mpsc::sync_channel(threads);
         for _ in 0..threads {
             let (done, next, rows) = (done.clone(), &next, &rows);
             scope.spawn(move || {
@@ -318,8 +318,10 @@ impl Report {
                 let ends = FeedEnds {
                     trimmed_through: row.trimmed_through,
                     head: row.trimmed_through,
+                    trimmed_stored_at: EpochSeconds::new(row.trimmed_stored_at),
                     newest_stored_at: EpochSeconds::new(row.trimmed_stored_at),
                     restored_through: row.restored_through,
+                    erasures: row.erasures,
                 };
                 self.feeds.insert(title, ends);
             }
