@@ -103,8 +103,8 @@ impl Watch {
         self.request.after.as_deref()
     }
 
-    /// The next completion; resets are passed over. A future of this that is dropped loses none, and
-    /// no time.
+    /// The next completion; resets are passed over. A future of this that is dropped loses none,
+    /// and no time.
     ///
     /// # Errors
     ///

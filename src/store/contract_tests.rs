@@ -198,8 +198,8 @@ contract! {
         let feed = subject.store.entries(&title("t"), &oldest, 10).await.unwrap();
         let found: Vec<_> = feed.iter().map(|it| it.cursor.clone()).collect();
         assert_eq!(found, cursors);
-        let ids: Vec<_> = feed.iter().map(|it| completion_of(it).node.definition().node_id().as_str()).collect();
-        assert_eq!(ids, ["b", "a"]);
+        let nodes = feed.iter().map(|it| completion_of(it).node.definition().node_id().as_str());
+        assert_eq!(nodes.collect::<Vec<_>>(), ["b", "a"]);
         let again = subject.store.apply(update).await.unwrap();
         assert!(again.replayed);
         assert_eq!(again.outcomes, applied.outcomes, "with the same cursors");
@@ -346,7 +346,8 @@ contract! {
         let oldest = subject.oldest().await;
         let feed = subject.store.entries(&title("t"), &oldest, 10).await.unwrap();
         assert_eq!(completion_of(&feed[0]).key, player("t", "again"));
-        assert_eq!(completion_of(&feed[0]).completed_at.get(), DAY + HOUR, "not before what was removed");
+        let at = completion_of(&feed[0]).completed_at.get();
+        assert_eq!(at, DAY + HOUR, "not before what was removed");
     }
 
     async fn whoever_waits_for_a_feed_is_woken(subject: Subject) {

@@ -40,7 +40,7 @@ enum Step {
 #[derive(Clone, Debug, Default)]
 struct Model {
     records: BTreeMap<(String, String), Record>,
-    /// Player, node and whether it is a reset, of every event there ever was; erased ones are empty.
+    /// Player, node and whether it is a reset, of every event there ever was; `None` where erased.
     feed: Vec<Option<(String, String, bool)>>,
     trimmed: usize,
 }

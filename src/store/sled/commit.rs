@@ -443,7 +443,7 @@ impl Group {
         self.write(key, Some(value));
     }
 
-    /// Writes a record of a later version, or of the same; `players` is how many more the title has.
+    /// Writes a record of a later or the same version; `players` is how many more the title has.
     pub(super) fn write_record(
         &mut self,
         player: &PlayerKey,

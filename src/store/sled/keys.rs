@@ -11,7 +11,7 @@
 //! | 3 | title, revision (8), chunk (4) | `CatalogChunkRow` | catalogue; never changed |
 //! | 4 | title | `FeedRow` | retention |
 //! | 5 | title, player, node | `RecordRow` | sets |
-//! | 6 | title, sequence (8) | `CompletionRow` | sets and resets; removed by retention only, emptied by erasure |
+//! | 6 | title, sequence (8) | `CompletionRow` | sets, resets; removed by retention only |
 //! | 7 | title, subscription | `SubscriptionRow` | consumers |
 //!
 //! First bytes are stored, so they never change meaning.

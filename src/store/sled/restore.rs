@@ -1,5 +1,5 @@
-//! Making a data folder from a backup. It is made under another name and gets its own only when it is
-//! whole and verified, so that a crash in the middle leaves nothing that looks like a store.
+//! Making a data folder from a backup. It is made under another name and gets its own only when it
+//! is whole and verified, so that a crash in the middle leaves nothing that looks like a store.
 
 use std::{
     fs,
@@ -33,8 +33,8 @@ pub struct Restoration {
 // === impl Restoration ===
 
 impl Restoration {
-    /// Begins to make a folder, beside which one of the same name with `.restoring` is used up. What
-    /// an earlier one left there is removed.
+    /// Begins to make a folder; until it is whole, it has the ending `.restoring`. What an earlier
+    /// attempt left there is removed.
     ///
     /// # Errors
     ///

@@ -54,8 +54,8 @@ fn trimmed(tree: &Tree, first: &[u8], last: &[u8]) -> Result<Option<Slice>, Stor
     Ok(Some(Slice { first: first.to_vec(), last }))
 }
 
-/// A text of bytes about halfway between two, behind the first and not behind the last; `None` where
-/// they are too close.
+/// A text of bytes about halfway between two, behind the first and not behind the last; `None`
+/// where they are too close.
 fn halfway(first: &[u8], last: &[u8]) -> Option<Vec<u8>> {
     /// So many bytes behind what they have in common are looked at.
     const BYTES: usize = 8;

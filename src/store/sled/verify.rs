@@ -2,8 +2,8 @@
 //! agree: run at every open, and by `accolade verify`.
 //!
 //! Agreement is checked in one pass without looking anything up. Each event that a record knows of
-//! and each event of a feed is hashed over what they must have in common, and the two sums must be equal; a
-//! second pass that does look up is made only to say what is wrong.
+//! and each event of a feed is hashed over what they must have in common, and the two sums must be
+//! equal; a second pass that does look up is made only to say what is wrong.
 
 use std::{
     collections::HashMap,
