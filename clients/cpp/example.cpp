@@ -140,6 +140,7 @@ int watch(v1::CompletionService::Stub* completions, char** words) {
       pauses = Pauses();
       if (message.has_started()) request.set_after(message.started().cursor());
       if (message.has_heartbeat()) request.set_after(message.heartbeat().cursor());
+      if (message.has_reset()) request.set_after(message.reset().cursor());
       if (message.has_completion()) {
         const auto& it = message.completion();
         std::cout << it.player_id() << " " << it.achievement_id() << " " << it.cursor()

@@ -12,7 +12,9 @@ use tokio_stream::Once;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 use tonic_types::StatusExt;
 
-use crate::support::{CatalogClient, CompletionClient, PATIENCE, Server, StorageClient, fields};
+use crate::support::{
+    AdminClient, CatalogClient, CompletionClient, PATIENCE, Server, StorageClient, fields,
+};
 
 /// A call of the table, ready to be sent.
 struct Call {
@@ -35,6 +37,7 @@ impl Call {
         let mut storage = StorageClient::new(channel.clone());
         let mut completions = CompletionClient::new(channel.clone());
         let mut catalogs = CatalogClient::new(channel.clone());
+        let mut operator = AdminClient::new(channel.clone());
         match self.method.name() {
             "GetAchievementStorage" => {
                 self.one(storage.get_achievement_storage(self.request()).await)
@@ -63,6 +66,12 @@ impl Call {
             "GetCatalog" => self.one(catalogs.get_catalog(self.request()).await),
             "ApplyCatalog" => self.one(catalogs.apply_catalog(self.request()).await),
             "ListTitles" => self.one(catalogs.list_titles(self.request()).await),
+            "GetRarity" => self.one(catalogs.get_rarity(self.request()).await),
+            "SyncAchievementStorage" => {
+                self.one(storage.sync_achievement_storage(self.request()).await)
+            }
+            "ResetAchievement" => self.one(operator.reset_achievement(self.request()).await),
+            "ErasePlayer" => self.one(operator.erase_player(self.request()).await),
             other => panic!("{other} is in the table: call it here"),
         }
     }

@@ -422,7 +422,7 @@ impl Group {
         let key = keys::Key::Feed(title.clone()).encode();
         let row = FeedRow {
             trimmed_through: ends.trimmed_through,
-            trimmed_stored_at: ends.trimmed_stored_at.get(),
+            trimmed_completed_at: ends.trimmed_stored_at.get(),
             restored_through: ends.restored_through,
             erasures: ends.erasures,
         };

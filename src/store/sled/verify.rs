@@ -318,8 +318,8 @@ impl Report {
                 let ends = FeedEnds {
                     trimmed_through: row.trimmed_through,
                     head: row.trimmed_through,
-                    trimmed_stored_at: EpochSeconds::new(row.trimmed_stored_at),
-                    newest_stored_at: EpochSeconds::new(row.trimmed_stored_at),
+                    trimmed_stored_at: EpochSeconds::new(row.trimmed_completed_at),
+                    newest_stored_at: EpochSeconds::new(row.trimmed_completed_at),
                     restored_through: row.restored_through,
                     erasures: row.erasures,
                 };
