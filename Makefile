@@ -41,7 +41,7 @@ endurance: ## Memory, files and disk stay flat; ACCOLADE_SOAK_SECONDS sets for h
 	$(CARGO) test --features $(FEATURES) --test soak
 
 clients: tools programs ## Clients in other languages and the READMEs' commands, against the real binary
-	$(CARGO) build
+	$(CARGO) build --bins --example first_steps
 	PYTHONPATH=$(STUBS):clients/python/src $(BIN)/python -m pytest -q -p no:cacheprovider tests/clients
 
 soak: export ACCOLADE_CRASH_CYCLES := 10000

@@ -75,8 +75,8 @@ pub trait Store: Operations {
     /// All records of one player in the order of their ids' bytes, as of one moment.
     async fn records(&self, player: &PlayerKey) -> Result<Vec<(NodeId, State)>, StoreError>;
 
-    /// Removes the oldest entries of a feed that `keep` does not keep, a bounded number of them; tells
-    /// how many: 0 means that there are no more.
+    /// Removes the oldest entries of a feed that `keep` does not keep, a bounded number of them;
+    /// tells how many: 0 means that there are no more.
     async fn trim_feed(&self, title: &Title, keep: Retention) -> Result<usize, StoreError>;
 
     /// Finds a named subscription, or makes it where there is none, at the feed's end. With `after`

@@ -3,7 +3,8 @@
 //! An export is the feed from its old end, then every record, each behind all events that it has,
 //! then the rest of the feed. Events keep their places. An event alone says what its record was
 //! right after it, so whatever part of an export has arrived is a sound title: each completed
-//! record has its completion, and each event its record. A record that comes behind brings the rest.
+//! record has its completion, and each event its record. A record that comes behind brings the
+//! rest.
 
 use super::{ImportError, Imported, StoreError, StoredRecord};
 use crate::domain::{

@@ -1,13 +1,15 @@
 """Every grpcurl and curl line of the READMEs, run as it stands there."""
 
 import json
+import os
 import pathlib
 import shlex
 import subprocess
+import threading
 
 import pytest
 
-from conftest import GRPCURL, ROOT
+from conftest import BINARY, GRPCURL, ROOT
 
 
 # And how many commands each has at least.
@@ -51,3 +53,25 @@ def test_a_readme_names_no_file_that_is_not_there(readme):
     files = [link for link in linked if not link.startswith(("http", "#"))]
     missing = [link for link in files if not pathlib.Path(ROOT, link.split("#")[0]).exists()]
     assert not missing
+
+
+def test_the_program_in_rust_is_the_one_of_the_readme_and_runs(server):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.split("```rust,no_run\n")[1].split("```")[0]
+    code = (ROOT / "examples" / "first_steps.rs").read_text(encoding="utf-8")
+    assert code.split("\n", 2)[2] == block
+    program = ROOT / "target" / "debug" / "examples" / "first_steps"
+    environment = {**os.environ, "ACCOLADE_SERVER": f"http://{server.address}"}
+    finish = [BINARY, "set", "demo", "7", "craft", "--finish"]
+    subprocess.run(finish, env=environment, stdout=subprocess.DEVNULL, timeout=30, check=True)
+    with subprocess.Popen([program], env=environment, stdout=subprocess.PIPE, text=True) as running:
+        watchdog = threading.Timer(60, running.kill)
+        watchdog.start()
+        try:
+            said = running.stdout.readline()
+            assert said.startswith("newly completed: "), said
+            told = running.stdout.readline().split()
+            assert told[:2] == ["7", "craft"] and len(told) == 3, told
+        finally:
+            running.kill()
+            watchdog.cancel()

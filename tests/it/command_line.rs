@@ -143,6 +143,6 @@ async fn verify_tells_what_a_folder_holds() {
     server.kill();
     let output = accolade(&["verify", &path]);
     assert!(output.status.success());
-    assert_eq!(text(&output.stdout), "sound: 1 titles, 2 records, 1 completions\n");
+    assert_eq!(text(&output.stdout), "sound: 1 titles, 2 records, 1 events\n");
     assert_eq!(accolade(&["verify", "/nonexistent/folder"]).status.code(), Some(1));
 }

@@ -12,8 +12,8 @@ use accolade::{
     clock::SystemClock,
     domain::{PlayerId, PlayerKey, Title},
     proto::v1::{
-        ApplyCatalogRequest, BatchSetAchievementStorageRequest, Definition,
-        GetAchievementStorageRequest, NodeUpdate, WatchCompletionsRequest,
+        ApplyCatalogRequest, BatchSetAchievementStorageRequest, Definition, ErasePlayerRequest,
+        GetAchievementStorageRequest, NodeUpdate, ResetAchievementRequest, WatchCompletionsRequest,
         catalog_service_client::CatalogServiceClient,
         completion_service_client::CompletionServiceClient, node_update,
         set_achievement_storage_request::Change, watch_completions_response::Event,
@@ -23,13 +23,14 @@ use accolade::{
 use parking_lot::Mutex;
 use tonic::Code;
 
-use crate::support::{StorageClient, delta, say};
+use crate::support::{AdminClient, StorageClient, delta, say};
 
 pub const TITLE: &str = "t";
 pub const WRITERS: usize = 8;
 
 /// The nodes of the title, with their targets.
-pub const NODES: [(&str, i64); 4] = [("n", 1 << 50), ("a", 1 << 50), ("b", 1 << 50), ("done", 1)];
+pub const NODES: [(&str, i64); 5] =
+    [("n", 1 << 50), ("a", 1 << 50), ("b", 1 << 50), ("done", 1), ("back", 1)];
 
 /// What somebody was told, in whatever way.
 #[derive(Clone, Default)]
@@ -38,6 +39,9 @@ pub struct Told {
     versions: BTreeMap<String, i64>,
     /// The same of the nodes "a" and "b", which are only set together.
     pairs: BTreeMap<String, i64>,
+    /// The newest version of each player's record of the node "back", which is completed and reset
+    /// in turn; none of those who are erased.
+    back: BTreeMap<String, i64>,
     /// Who has completed "done", in the order of the feed.
     feed: Vec<String>,
     /// Whose set that completes "done" was answered.
@@ -102,18 +106,42 @@ pub async fn examine(folder: &Path, told: &Told) -> Result<(), String> {
     }
     let mut cursor = store.feed_bounds(&title).await.map_err(|error| error.to_string())?.oldest;
     let mut feed = Vec::new();
+    let mut back: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    let mut is_empty = true;
     loop {
         let page = store.entries(&title, &cursor, 1000).await;
         let page = page.map_err(|error| error.to_string())?;
         let Some(last) = page.last() else { break };
         cursor = last.cursor.clone();
-        let players = page.iter().filter_map(|it| it.event.of());
-        feed.extend(players.map(|(key, ..)| key.player.as_str().to_owned()));
+        is_empty = false;
+        for (key, node, version) in page.iter().filter_map(|it| it.event.of()) {
+            let player = key.player.as_str().to_owned();
+            match node.as_str() {
+                "back" => back.entry(player).or_default().push(version.get().cast_signed()),
+                _ => feed.push(player),
+            }
+        }
+    }
+    for (player, told) in &told.back {
+        let stored = versions(player).await?.get("back").copied().unwrap_or_default().0;
+        if stored < *told {
+            return Err(format!("{player}: told {told} of what is reset, stored {stored}"));
+        }
+        back.entry(player.clone()).or_default();
+    }
+    // Each version of such a record is an event; one who was erased has none.
+    for (player, found) in &back {
+        let stored = versions(player).await?.get("back").copied().unwrap_or_default().0;
+        let all: Vec<_> = (1..=stored).collect();
+        let is_whole = if told.is_trimmed { all.ends_with(found) } else { all == *found };
+        if !is_whole {
+            return Err(format!("{player}: at version {stored}, with the events {found:?}"));
+        }
     }
     // Retention may have taken the oldest away; from the first that is there, nothing is missing.
     let retained = feed.first().and_then(|first| told.feed.iter().position(|it| it == first));
     let expected = retained.map_or(&[][..], |place| &told.feed[place..]);
-    let may_be_gone = told.feed.is_empty() || (told.is_trimmed && !feed.is_empty());
+    let may_be_gone = told.feed.is_empty() || (told.is_trimmed && !is_empty);
     if !feed.starts_with(expected) || (retained.is_none() && !may_be_gone) {
         return Err(format!("the feed was told as {:?}, and is {feed:?}", told.feed));
     }
@@ -146,9 +174,11 @@ pub async fn examine(folder: &Path, told: &Told) -> Result<(), String> {
     Ok(())
 }
 
-/// Sets, gets, conflicts, batches and completions of one caller, until the server is gone.
+/// Sets, gets, conflicts, batches, completions, resets and erasures of one caller, until the server
+/// is gone.
 pub async fn write(server_url: String, ledger: Ledger, generation: usize, writer: usize) {
-    let Ok(mut client) = StorageClient::connect(server_url).await else { return };
+    let Ok(mut client) = StorageClient::connect(server_url.clone()).await else { return };
+    let Ok(mut operator) = AdminClient::connect(server_url).await else { return };
     for n in 0.. {
         let player = format!("w{writer}-{}", n % 5);
         let mut request = delta(TITLE, &player, "n", 1);
@@ -190,6 +220,24 @@ pub async fn write(server_url: String, ledger: Ledger, generation: usize, writer
                 assert!(answer.into_inner().newly_completed);
                 ledger.lock().done.insert(player);
             }
+            1 | 2 => {
+                let player = format!("r{writer}");
+                let version = match n % 10 {
+                    1 => complete_again(&mut client, &player).await,
+                    _ => take_back(&mut operator, &player).await,
+                };
+                let Some(version) = version else { return };
+                ledger.lock().back.insert(player, version);
+            }
+            8 if n % 200 == 8 => {
+                let player_id = format!("r{writer}");
+                // From here on nobody can tell, until there is an answer.
+                ledger.lock().back.remove(&player_id);
+                let request = ErasePlayerRequest { title: TITLE.to_owned(), player_id };
+                if operator.erase_player(request).await.is_err() {
+                    return;
+                }
+            }
             9 => {
                 let request = GetAchievementStorageRequest {
                     title: TITLE.to_owned(),
@@ -210,6 +258,30 @@ pub async fn write(server_url: String, ledger: Ledger, generation: usize, writer
     }
 }
 
+/// Completes what may have been reset; the record's version, where there is an answer.
+async fn complete_again(client: &mut StorageClient, player: &str) -> Option<i64> {
+    let set = delta(TITLE, player, "back", 1);
+    let answer = client.set_achievement_storage(set).await.ok()?.into_inner();
+    Some(answer.updated.unwrap().version)
+}
+
+/// Resets the same record.
+async fn take_back(operator: &mut AdminClient, player: &str) -> Option<i64> {
+    let request = ResetAchievementRequest {
+        title: TITLE.to_owned(),
+        player_id: player.to_owned(),
+        node_id: "back".to_owned(),
+        reason: "begin anew".to_owned(),
+        ..ResetAchievementRequest::default()
+    };
+    match operator.reset_achievement(request).await {
+        Ok(answer) => Some(answer.into_inner().updated.unwrap().version),
+        // It has as many events as a record may have.
+        Err(status) if status.code() == Code::FailedPrecondition => Some(0),
+        Err(_) => None,
+    }
+}
+
 /// Hears the feed from its oldest end on, until the server is gone.
 pub async fn subscribe(url: String, ledger: Ledger) {
     let Ok(mut client) = CompletionServiceClient::connect(url).await else { return };
@@ -220,7 +292,9 @@ pub async fn subscribe(url: String, ledger: Ledger) {
     // What is retained is told once more: what was heard before must come again, in its order.
     let mut heard = None;
     while let Ok(Some(message)) = watch.message().await {
-        if let Some(Event::Completion(completion)) = message.event {
+        if let Some(Event::Completion(completion)) = message.event
+            && completion.achievement_id == "done"
+        {
             let (mut told, player) = (ledger.lock(), completion.player_id);
             let known = told.feed.iter().position(|it| *it == player);
             let place = heard.or(known).unwrap_or(told.feed.len());
@@ -246,10 +320,16 @@ pub async fn resume(url: String, ledger: Ledger) {
     };
     let mut watch = watch.into_inner();
     while let Ok(Some(message)) = watch.message().await {
-        if let Some(Event::Completion(completion)) = message.event {
-            let mut told = ledger.lock();
-            told.cursor = completion.cursor;
-            told.resumed.push(completion.player_id);
+        let mut told = ledger.lock();
+        match message.event {
+            Some(Event::Completion(completion)) => {
+                told.cursor = completion.cursor;
+                if completion.achievement_id == "done" {
+                    told.resumed.push(completion.player_id);
+                }
+            }
+            Some(Event::Reset(reset)) => told.cursor = reset.cursor,
+            _ => {}
         }
     }
 }

@@ -64,8 +64,12 @@ mod tests {
 
     #[test]
     fn a_value_reads_back_under_its_own_key_only() {
-        let row =
-            FeedRow { restored_through: 0, erasures: 0, trimmed_through: 7, trimmed_completed_at: 9 };
+        let row = FeedRow {
+            restored_through: 0,
+            erasures: 0,
+            trimmed_through: 7,
+            trimmed_completed_at: 9,
+        };
         let value = encode(b"key", &row);
         assert_eq!(decode(b"key", &value), Ok(row));
         assert_eq!(decode::<FeedRow>(b"kez", &value), Err(FrameError::Checksum));
