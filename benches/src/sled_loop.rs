@@ -23,7 +23,8 @@ impl SledLoop {
             .path(dir)
             .segment_size(8 << 20)
             .cache_capacity(256 << 20)
-            .flush_every_ms(None)
+            // As the store does.
+            .flush_every_ms(Some(500))
             .open()?;
         let this = Self { path: dir.to_owned(), tree, versions: Versions::new(count, 0) };
         let mut share = this.versions.shares(1).remove(0);

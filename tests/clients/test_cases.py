@@ -143,6 +143,9 @@ def fits(expected, found):
     """Whether an answer is what the table says."""
     if expected == "*":
         return isinstance(found, str) and found not in ("", "0")
+    numbers = (int, float)
+    if type(expected) in numbers and type(found) in numbers:
+        return expected == found
     if type(expected) is not type(found):
         return False
     if isinstance(expected, dict):

@@ -168,6 +168,7 @@ fn fits(expected: &Value, found: &Value) -> bool {
                 && expected.iter().all(|(name, it)| found.get(name).is_some_and(|at| fits(it, at)))
         }
         (Value::Array(expected), Value::Array(found)) => lists_fit(expected, found),
+        (Value::Number(expected), Value::Number(found)) => expected.as_f64() == found.as_f64(),
         _ => expected == found,
     }
 }

@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 from google.rpc import code_pb2, error_details_pb2
 
 # Imported for their descriptors.
-from accolade.v1 import catalog_pb2, completion_pb2, storage_pb2  # noqa: F401
+from accolade.v1 import admin_pb2, catalog_pb2, completion_pb2, storage_pb2  # noqa: F401
 
 ADDRESS = os.environ["ACCOLADE_ADDRESS"]
 
