@@ -18,10 +18,11 @@ use crate::{
         title_item::Item,
     },
     service::{Piece, piece},
-    store::{
-        IMPORT_BYTES_MAX, IMPORT_ITEMS_MAX, Store, sled::Restoration, transfer::Item as Stored,
-    },
+    store::{Store, sled::Restoration, transfer::Item as Stored},
 };
+
+/// Items that are stored together.
+const STEP_ITEMS: usize = 512;
 
 /// Page cache while restoring.
 const CACHE_BYTES: u64 = 256 << 20;
@@ -48,7 +49,7 @@ pub(super) async fn backup(args: BackupArgs) -> Result<ExitCode, CliError> {
     let mut client = CatalogServiceClient::new(args.server.connect().await?);
     let titles = client.list_titles(ListTitlesRequest {}).await?.into_inner().titles;
     let titles: Vec<_> = titles.into_iter().map(|summary| summary.title).collect();
-    let mut part = Part::create(&args.file, true)?;
+    let mut part = Part::create(&args.file)?;
     let bar = progress::rows("backing up");
     let header = Item::Backup(Backup { titles: titles.clone() });
     part.write(&TitleItem { item: Some(header) })?;
@@ -66,7 +67,7 @@ pub(super) async fn backup(args: BackupArgs) -> Result<ExitCode, CliError> {
 pub(super) async fn restore(args: RestoreArgs) -> Result<ExitCode, CliError> {
     let unsound = |error: crate::store::sled::OpenError| CliError::Unsound(error.to_string());
     let bytes = fs::metadata(&args.file).map_err(at(&args.file))?.len();
-    let mut lines = Lines::open(&args.file)?;
+    let mut lines = Lines::open_sealed(&args.file)?;
     let header = lines.next_item().transpose()?.and_then(|item| item.item);
     let Some(Item::Backup(Backup { titles })) = header else {
         return Err(lines.wrong("is not the first line of a backup".to_owned()));
@@ -126,15 +127,12 @@ impl Reader {
         let made = self.store.replace_catalog(&title, 0, Arc::new(catalog)).await;
         made.map_err(|error| self.lines.wrong(error.to_string()))?;
         let mut step = vec![item];
-        let (mut first, mut bytes) = (self.lines.number, 0);
+        let mut first = self.lines.number;
         loop {
-            let before = self.lines.bytes;
             let Some(item) = self.lines.next_item() else {
                 return Err(self.lines.wrong("is the last; its title is not whole".to_owned()));
             };
             let piece = self.piece(item?, &title)?;
-            // A line of JSON is longer than what is stored, once; an event writes its record too.
-            bytes += 2 * usize::try_from(self.lines.bytes - before).unwrap_or(usize::MAX);
             match piece {
                 Piece::Item(item) => step.push(item),
                 Piece::Nothing => {}
@@ -147,9 +145,9 @@ impl Reader {
                     return Err(self.lines.wrong("begins a title inside another".to_owned()));
                 }
             }
-            if bytes >= IMPORT_BYTES_MAX || step.len() >= IMPORT_ITEMS_MAX {
+            if step.len() >= STEP_ITEMS {
                 self.import(&title, std::mem::take(&mut step), first).await?;
-                (first, bytes) = (self.lines.number, 0);
+                first = self.lines.number;
             }
         }
     }
@@ -159,9 +157,17 @@ impl Reader {
     }
 
     /// `first` is the line that these items begin behind.
-    async fn import(&self, title: &Title, step: Vec<Stored>, first: u64) -> Result<(), CliError> {
-        let stored = self.store.import(title, step).await;
-        let problem = |error| format!("one of the lines from {first} on: {error}");
-        stored.map(drop).map_err(|error| self.lines.wrong(problem(error)))
+    async fn import(
+        &self,
+        title: &Title,
+        mut step: Vec<Stored>,
+        first: u64,
+    ) -> Result<(), CliError> {
+        while !step.is_empty() {
+            let stored = self.store.import(title, step).await;
+            let problem = |error| format!("one of the lines from {first} on: {error}");
+            (_, step) = stored.map_err(|error| self.lines.wrong(problem(error)))?;
+        }
+        Ok(())
     }
 }

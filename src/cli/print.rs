@@ -1,6 +1,9 @@
 //! Messages as JSON: proto3's own mapping, every field shown, named as in the `.proto` files.
 
-use std::{io::Write, sync::OnceLock};
+use std::{
+    io::{ErrorKind, Write},
+    sync::OnceLock,
+};
 
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
@@ -10,8 +13,13 @@ use crate::proto::DESCRIPTORS;
 /// Prints a line; ends the program where nobody reads it any more.
 pub(super) fn line(line: &str) {
     let mut out = std::io::stdout().lock();
-    if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
+    match writeln!(out, "{line}").and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => {
+            eprintln!("accolade: the output cannot be written: {error}");
+            std::process::exit(1);
+        }
     }
 }
 

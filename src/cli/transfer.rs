@@ -2,17 +2,19 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write},
+    io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
 use clap::Args;
+use data_encoding::HEXLOWER;
 use indicatif::ProgressBar;
+use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::{
@@ -23,7 +25,7 @@ use super::{
 use crate::{
     client::{Pauses, may_pass},
     proto::v1::{
-        ExportRecordsRequest, ImportRecordsRequest, ImportRecordsResponse, TitleItem,
+        ExportRecordsRequest, ImportRecordsRequest, ImportRecordsResponse, Seal, TitleItem,
         admin_service_client::AdminServiceClient, title_item::Item,
     },
 };
@@ -36,6 +38,9 @@ const ATTEMPTS_MAX: u32 = 10;
 
 /// Longest line of a file: the largest item as JSON, which may write a byte as six.
 const LINE_BYTES_MAX: u64 = 32 << 20;
+
+/// The line that seals a file is shorter.
+const SEAL_BYTES_MAX: u64 = 1 << 10;
 
 /// Largest message: a catalogue.
 const MESSAGE_BYTES_MAX: usize = 8 << 20;
@@ -87,11 +92,17 @@ pub(super) async fn export_title(
         let before = part.token.clone();
         let lost = match export_once(server, title, part, bar).await {
             Ok(()) => return Ok(()),
+            Err(CliError::Status(status)) if is_to_begin_anew(&status) => *status,
+            // A place that another server gave.
+            Err(CliError::Status(status)) if !part.token.is_empty() && is_invalid(&status) => {
+                part.back_to_title()?;
+                *status
+            }
             Err(error) => passing(error)?,
         };
-        match reason(&lost).as_deref() {
-            Some("EXPORT_OUTDATED") => part.back_to_title()?,
-            _ => part.back_to_checkpoint()?,
+        match is_to_begin_anew(&lost) {
+            true => part.back_to_title()?,
+            false => part.back_to_checkpoint()?,
         }
         attempts = if part.token == before { attempts + 1 } else { 0 };
         if attempts == ATTEMPTS_MAX {
@@ -125,8 +136,14 @@ async fn export_once(
     }
 }
 
-fn reason(status: &Status) -> Option<String> {
-    status.get_details_error_info().map(|info| info.reason)
+/// Whether what was given already does not go with what comes next any more.
+fn is_to_begin_anew(status: &Status) -> bool {
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    matches!(reason.as_deref(), Some("EXPORT_OUTDATED" | "CURSOR_EXPIRED" | "CURSOR_IN_FUTURE"))
+}
+
+fn is_invalid(status: &Status) -> bool {
+    status.code() == Code::InvalidArgument
 }
 
 /// A status that may pass by itself; other errors end the command.
@@ -160,7 +177,7 @@ pub(super) struct Part {
 impl Part {
     /// Goes on with a part, or begins one.
     fn open(whole: &Path) -> Result<Self, CliError> {
-        let mut part = Self::create(whole, false)?;
+        let mut part = Self::lock(whole)?;
         let path = part.path.clone();
         let mut lines = Lines::open(&path)?;
         while let Some(line) = lines.next_item() {
@@ -175,17 +192,31 @@ impl Part {
         Ok(part)
     }
 
-    /// Begins a part; an older one is emptied, or kept for now.
-    pub(super) fn create(whole: &Path, empty: bool) -> Result<Self, CliError> {
+    /// Begins a part; an older one is emptied.
+    pub(super) fn create(whole: &Path) -> Result<Self, CliError> {
+        let mut part = Self::lock(whole)?;
+        part.back_to_checkpoint()?;
+        Ok(part)
+    }
+
+    /// Takes a part as it is, which nobody else may write then.
+    fn lock(whole: &Path) -> Result<Self, CliError> {
+        let mut path = whole.as_os_str().to_owned();
+        path.push(".part");
+        let path = PathBuf::from(path);
+        let file = File::options().create(true).read(true).write(true).truncate(false).open(&path);
+        let file = file.map_err(at(&path))?;
+        if let Err(error) = file.try_lock() {
+            let message =
+                format!("`{}` is being written by another process: {error}", path.display());
+            return Err(CliError::Usage(message));
+        }
+        // Looked at under the lock: whoever had it before may just have finished.
         if fs::symlink_metadata(whole).is_ok() {
             let message = format!("`{}` is there already; pass another name", whole.display());
             return Err(CliError::Usage(message));
         }
-        let mut path = whole.as_os_str().to_owned();
-        path.push(".part");
-        let path = PathBuf::from(path);
-        let file = File::options().create(true).read(true).write(true).truncate(empty).open(&path);
-        let file = BufWriter::with_capacity(1 << 20, file.map_err(at(&path))?);
+        let file = BufWriter::with_capacity(1 << 20, file);
         let (whole, token) = (whole.to_owned(), String::new());
         let (kept, title) = ((0, 0), (0, 0));
         Ok(Self { whole, path, file, token, kept, title, bytes: 0, lines: 0 })
@@ -228,8 +259,12 @@ impl Part {
         cut.map_err(at(&self.path))
     }
 
-    /// Gives the file its name, once it is on disk.
+    /// Seals the file, and gives it its name once it is on disk.
     pub(super) fn finish(&mut self) -> Result<(), CliError> {
+        self.file.flush().map_err(at(&self.path))?;
+        let mut file = File::open(&self.path).map_err(at(&self.path))?;
+        let sha256 = digest(&mut file, self.bytes).map_err(at(&self.path))?;
+        self.write(&TitleItem { item: Some(Item::Seal(Seal { sha256 })) })?;
         let written = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
         written.map_err(at(&self.path))?;
         fs::rename(&self.path, &self.whole).map_err(at(&self.whole))?;
@@ -239,10 +274,29 @@ impl Part {
     }
 }
 
+/// The SHA-256 of so many bytes, in hexadecimal digits.
+fn digest(file: &mut impl Read, bytes: u64) -> std::io::Result<String> {
+    let mut sha256 = Sha256::new();
+    let mut rest = bytes;
+    let mut buffer = vec![0; 1 << 20];
+    while rest > 0 {
+        let wanted = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
+        let read = file.read(&mut buffer[..wanted])?;
+        if read == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        sha256.update(&buffer[..read]);
+        rest -= read as u64;
+    }
+    Ok(HEXLOWER.encode(&sha256.finalize()))
+}
+
 /// The lines of a file.
 pub(super) struct Lines {
     path: PathBuf,
     file: BufReader<File>,
+    /// Nothing is read from here on.
+    end: u64,
     /// Bytes that were read.
     pub(super) bytes: u64,
     /// Lines that were read.
@@ -252,14 +306,44 @@ pub(super) struct Lines {
 // === impl Lines ===
 
 impl Lines {
-    pub(super) fn open(path: &Path) -> Result<Self, CliError> {
+    /// Opens a file that is whole: its last line is the seal of all the others, which is left out.
+    pub(super) fn open_sealed(path: &Path) -> Result<Self, CliError> {
+        let mut file = File::open(path).map_err(at(path))?;
+        let bytes = file.metadata().map_err(at(path))?.len();
+        let tail = bytes.saturating_sub(SEAL_BYTES_MAX);
+        let mut end = Vec::new();
+        let read = file.seek(SeekFrom::Start(tail)).and_then(|_| file.read_to_end(&mut end));
+        read.map_err(at(path))?;
+        let before = end.strip_suffix(b"\n").and_then(|it| it.iter().rposition(|b| *b == b'\n'));
+        let start = before.map_or(0, |newline| newline + 1);
+        let seal = std::str::from_utf8(&end[start..]).ok();
+        let seal = seal.and_then(|line| print::from_json::<TitleItem>("TitleItem", line).ok());
+        let Some(TitleItem { item: Some(Item::Seal(Seal { sha256 })) }) = seal else {
+            let message = format!("`{}` is not whole: its last line is no seal", path.display());
+            return Err(CliError::Unsound(message));
+        };
+        let sealed = tail + start as u64;
+        file.rewind().map_err(at(path))?;
+        if digest(&mut file, sealed).map_err(at(path))? != sha256 {
+            let message = format!("`{}` was changed: its seal is of other lines", path.display());
+            return Err(CliError::Unsound(message));
+        }
+        file.rewind().map_err(at(path))?;
+        let file = BufReader::with_capacity(1 << 20, file);
+        Ok(Self { path: path.to_owned(), file, end: sealed, bytes: 0, number: 0 })
+    }
+
+    fn open(path: &Path) -> Result<Self, CliError> {
         let file = File::open(path).map_err(at(path))?;
         let file = BufReader::with_capacity(1 << 20, file);
-        Ok(Self { path: path.to_owned(), file, bytes: 0, number: 0 })
+        Ok(Self { path: path.to_owned(), file, end: u64::MAX, bytes: 0, number: 0 })
     }
 
     /// The next item; `None` at the end of the file.
     pub(super) fn next_item(&mut self) -> Option<Result<TitleItem, CliError>> {
+        if self.bytes >= self.end {
+            return None;
+        }
         let mut line = Vec::new();
         match (&mut self.file).take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
             Ok(0) => return None,
@@ -315,7 +399,7 @@ async fn import_once(
     bar: &ProgressBar,
 ) -> Result<(), CliError> {
     let mut client = AdminServiceClient::new(args.server.connect().await?);
-    let mut lines = Lines::open(&args.file)?;
+    let mut lines = Lines::open_sealed(&args.file)?;
     let (skipped, before) = (done.items, *done);
     for _ in 0..skipped {
         if let Some(Err(error)) = lines.next_item() {

@@ -42,6 +42,10 @@ impl FeedSource for Overtaken {
         self.store.entries(title, after, limit).await
     }
 
+    fn own_cursor(&self, title: &Title, cursor: &Cursor) -> Cursor {
+        self.store.own_cursor(title, cursor)
+    }
+
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.store.feed_changes(title)
     }

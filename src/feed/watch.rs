@@ -115,7 +115,10 @@ pub(super) async fn begin(
             Start::After(cursor) => cursor.clone(),
         };
         match store.entries(title, &cursor, limit).await {
-            Ok(read) => return Ok(Begun { cursor, oldest, read }),
+            Ok(read) => {
+                let cursor = store.own_cursor(title, &cursor);
+                return Ok(Begun { cursor, oldest, read });
+            }
             // Retention has overtaken the place that was chosen here; the caller named none.
             Err(FeedError::Expired { .. }) if !matches!(start, Start::After(_)) => {}
             Err(error) => return Err(error),

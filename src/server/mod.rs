@@ -6,6 +6,7 @@ mod codes;
 mod connections;
 mod cors;
 mod files;
+mod linger;
 mod refusals;
 mod reload;
 mod revocable;
@@ -27,6 +28,7 @@ use tower_http::cors::CorsLayer;
 
 use self::{
     connections::ConnectionLimits,
+    linger::LingerLayer,
     refusals::RefusalsLayer,
     reload::{CatalogFile, CertificateFiles, TokensFile},
 };
@@ -336,14 +338,16 @@ impl Server {
 
 /// What a request goes through, the innermost first.
 type DoorsLayers =
-    Stack<RefusalsLayer, Stack<GrpcWebLayer, Stack<ConnectLayer, Stack<CorsLayers, Identity>>>>;
+    Stack<RefusalsLayer, Stack<GrpcWebLayer, Stack<ConnectLayer, Stack<CorsLayers, HttpLayers>>>>;
 type CorsLayers = Either<CorsLayer, Identity>;
+type HttpLayers = Stack<LingerLayer, Identity>;
 
 fn transport(settings: &Settings, access: Arc<Access>) -> tonic::transport::Server<DoorsLayers> {
     let message_bytes_max = settings.request_bytes_max.max(CATALOG_MESSAGE_BYTES_MAX);
     tonic::transport::Server::builder()
         // Connect and gRPC-Web, over HTTP/1.1 too.
         .accept_http1(true)
+        .layer(LingerLayer)
         .layer(option_layer(cors::layer(&settings.cors_origins)))
         .layer(ConnectLayer::new(message_bytes_max))
         .layer(GrpcWebLayer::new())

@@ -1,6 +1,6 @@
 //! `ExportRecords`: a title in an order in which every beginning of it is sound.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use async_stream::try_stream;
 use data_encoding::BASE64URL_NOPAD;
@@ -14,13 +14,20 @@ use super::{
     wire::{self, int},
 };
 use crate::{
-    domain::{Cursor, PlayerId, Title},
+    domain::{Cursor, Entry, NodeId, PlayerId, PlayerKey, Title},
     proto::v1::{self, title_item::Item as Kind},
-    store::{PlayerRecords, Store, StoredCatalog},
+    store::{FeedError, PlayerRecords, Store, StoredCatalog, StoredRecord},
 };
 
 /// Entries of a feed that are read at once.
 const ENTRIES_AT_ONCE: usize = 256;
+
+/// How often to look for a place to begin while retention moves the feed's old end.
+const BEGIN_ATTEMPTS: usize = 10;
+
+/// Players who are given once more at the end; of others who complete something meanwhile, the last
+/// request ids are not known to whoever imports.
+const TOUCHED_MAX: usize = 100_000;
 
 /// A place to go on from comes after so many items.
 const CHECKPOINT_ITEMS: u64 = 1000;
@@ -89,54 +96,54 @@ pub(super) fn export(
     try_stream! {
         let title = catalog.title.clone();
         let mut end = v1::ExportEnd::default();
-        let Place { erasures, cursor, records } = match after {
-            Some(place) => place,
+        let erasures = store.erasures(&title);
+        let is_new = after.is_none();
+        let (place, mut page) = match after {
+            Some(place) => (place, Vec::new()),
             None => {
-                let erasures = store.erasures(&title);
-                let oldest = store.feed_bounds(&title).await.map_err(status::from_store)?.oldest;
-                let removed_through = store.position(&title, &oldest).unwrap_or(0);
-                yield item(start(&*store, &catalog, removed_through));
-                Place { erasures, cursor: oldest, records: Records::NotYet }
+                let (cursor, page) = begin(&*store, &title).await?;
+                (Place { erasures, cursor, records: Records::NotYet }, page)
             }
         };
+        let Place { erasures, cursor, records } = place;
         let mut feed = Feed { store: &*store, title: &title, erasures, stop, cursor };
-        let (mut is_feed_given, mut last_player) = match records {
-            Records::NotYet => (false, None),
-            Records::After(player) => (true, player),
-        };
+        if is_new {
+            yield item(start(&*store, &catalog, feed.position()));
+        }
+        let newest = store.feed_bounds(&title).await.map_err(status::from_store)?.newest;
+        let head = store.position(&title, &newest).unwrap_or(0);
         let mut given = 0;
-        // Whose records are read once more, behind events that they have.
-        let mut again = None;
-        'pages: loop {
-            loop {
-                let page = feed.page().await?;
-                if page.is_empty() {
-                    break;
+        let mut last_player = match records {
+            Records::After(player) => player,
+            Records::NotYet => {
+                loop {
+                    for event in feed.take(std::mem::take(&mut page)) {
+                        end.events += 1;
+                        given += 1;
+                        yield item(event);
+                    }
+                    if feed.position() >= head {
+                        break;
+                    }
+                    if given >= CHECKPOINT_ITEMS {
+                        given = 0;
+                        yield feed.checkpoint(Records::NotYet);
+                    }
+                    page = feed.read().await?;
                 }
-                for event in page {
-                    end.events += 1;
-                    given += 1;
-                    yield item(event);
-                }
-                if !is_feed_given && given >= CHECKPOINT_ITEMS {
-                    given = 0;
-                    yield feed.checkpoint(Records::NotYet);
-                }
+                None
             }
-            is_feed_given = true;
+        };
+        // Who has an event behind there; their records are given once more at the end.
+        let mut touched = HashSet::new();
+        loop {
             let players = feed.players(last_player.as_ref()).await?;
             if players.is_empty() {
                 break;
             }
             for (player, records) in players {
-                let events = records.iter().flat_map(|(_, stored)| stored.events());
-                let newest = events.map(|event| event.sequence).max().unwrap_or(0);
-                if newest > feed.position() && again.as_ref() != Some(&player) {
-                    again = Some(player);
-                    continue 'pages;
-                }
-                while feed.position() < newest {
-                    for event in feed.page().await? {
+                while feed.position() < newest_event(&records) {
+                    for event in feed.next(&mut touched).await? {
                         end.events += 1;
                         yield item(event);
                     }
@@ -153,6 +160,29 @@ pub(super) fn export(
                 }
             }
         }
+        let newest = store.feed_bounds(&title).await.map_err(status::from_store)?.newest;
+        let head = store.position(&title, &newest).unwrap_or(0);
+        while feed.position() < head {
+            for event in feed.next(&mut touched).await? {
+                end.events += 1;
+                yield item(event);
+            }
+        }
+        for player in std::mem::take(&mut touched) {
+            let key = PlayerKey { title: title.clone(), player };
+            let records = store.player_records(&key).await.map_err(status::from_store)?;
+            feed.check()?;
+            while feed.position() < newest_event(&records) {
+                for event in feed.next(&mut touched).await? {
+                    end.events += 1;
+                    yield item(event);
+                }
+            }
+            for (node, stored) in records {
+                end.records += 1;
+                yield item(record_message(&key.player, &node, &stored));
+            }
+        }
         for subscription in store.subscriptions(&title).await.map_err(status::from_store)? {
             // One that has come past what was given is as far as that.
             let position = store.position(&title, &subscription.cursor).unwrap_or(0);
@@ -163,6 +193,25 @@ pub(super) fn export(
         feed.check()?;
         yield item(Kind::End(end));
     }
+}
+
+/// The old end of a feed, and what follows it.
+async fn begin(store: &dyn Store, title: &Title) -> Result<(Cursor, Vec<Entry>), Status> {
+    let mut attempts = 0;
+    loop {
+        let oldest = store.feed_bounds(title).await.map_err(status::from_store)?.oldest;
+        match store.entries(title, &oldest, ENTRIES_AT_ONCE).await {
+            // Retention has overtaken the place that was chosen here.
+            Err(FeedError::Expired { .. }) if attempts < BEGIN_ATTEMPTS => attempts += 1,
+            read => return Ok((oldest, read.map_err(|error| status::from_feed(error, "after"))?)),
+        }
+    }
+}
+
+/// The last place of the feed that records name; 0 where they name none.
+fn newest_event(records: &[(NodeId, StoredRecord)]) -> u64 {
+    let events = records.iter().flat_map(|(_, stored)| stored.events());
+    events.map(|event| event.sequence).max().unwrap_or(0)
 }
 
 /// A title that is being exported, and how far its feed was given.
@@ -181,17 +230,33 @@ impl Feed<'_> {
     }
 
     /// What comes next; nothing at the feed's end.
-    async fn page(&mut self) -> Result<Vec<Kind>, Status> {
+    async fn read(&self) -> Result<Vec<Entry>, Status> {
         let page = self.store.entries(self.title, &self.cursor, ENTRIES_AT_ONCE).await;
         // Retention that overtakes an export is told like a cursor that is too old.
         let page = page.map_err(|error| status::from_feed(error, "after"))?;
         self.check()?;
+        Ok(page)
+    }
+
+    /// Moves behind what was read, and says it.
+    fn take(&mut self, page: Vec<Entry>) -> Vec<Kind> {
         let mut events = Vec::with_capacity(page.len());
         for entry in page {
             self.cursor = entry.cursor.clone();
             events.push(event_message(self.position(), &entry));
         }
-        Ok(events)
+        events
+    }
+
+    /// What comes next, while records are given; notes whose it is.
+    async fn next(&mut self, touched: &mut HashSet<PlayerId>) -> Result<Vec<Kind>, Status> {
+        let page = self.read().await?;
+        for (key, ..) in page.iter().filter_map(|entry| entry.event.of()) {
+            if touched.len() < TOUCHED_MAX {
+                touched.insert(key.player.clone());
+            }
+        }
+        Ok(self.take(page))
     }
 
     /// The players after one, with all of their records.

@@ -18,8 +18,14 @@ use crate::{
     catalog::Catalogs,
     domain::Title,
     proto::v1,
-    store::{CatalogError, IMPORT_BYTES_MAX, IMPORT_ITEMS_MAX, Imported, Store, transfer::Item},
+    store::{CatalogError, Imported, Store, transfer::Item},
 };
+
+/// Most bytes of messages that wait for one step of the store.
+const BYTES_MAX: usize = 1 << 20;
+
+/// Most items that wait for it.
+const ITEMS_MAX: usize = 512;
 
 /// What the items of one step take.
 #[derive(Default)]
@@ -115,26 +121,28 @@ async fn take(
 }
 
 async fn store_step(store: &dyn Store, title: &Title, step: &mut Step) -> Result<Imported, Status> {
-    let Step { items, numbers, .. } = std::mem::take(step);
-    match items.is_empty() {
-        true => Ok(Imported::default()),
-        false => {
-            let imported = store.import(title, items).await;
-            imported.map_err(|error| status::from_import(error, &numbers))
-        }
+    let Step { mut items, mut numbers, .. } = std::mem::take(step);
+    let mut all = Imported::default();
+    while !items.is_empty() {
+        let imported = store.import(title, items).await;
+        let (imported, rest) = imported.map_err(|error| status::from_import(error, &numbers))?;
+        all.stored += imported.stored;
+        all.present += imported.present;
+        all.kept += imported.kept;
+        numbers.drain(..numbers.len() - rest.len());
+        items = rest;
     }
+    Ok(all)
 }
 
 impl Step {
     fn add(&mut self, item: Item, bytes: usize, number: usize) {
-        // An event writes its record too, and each row has a key.
-        const KEYS_BYTES: usize = 700;
-        self.bytes += 2 * bytes + KEYS_BYTES;
+        self.bytes += bytes;
         self.items.push(item);
         self.numbers.push(number);
     }
 
     fn has_room(&self) -> bool {
-        self.bytes < IMPORT_BYTES_MAX && self.items.len() < IMPORT_ITEMS_MAX
+        self.bytes < BYTES_MAX && self.items.len() < ITEMS_MAX
     }
 }

@@ -16,8 +16,8 @@ use crate::{
         Title,
     },
     proto::v1::{
-        LateOutcome, LateUpdate, SyncAchievementStorageRequest, SyncAchievementStorageResponse,
-        late_outcome::Outcome, late_update::Change,
+        LateOutcome, LateUpdate, SetAchievementStorageResponse, SyncAchievementStorageRequest,
+        SyncAchievementStorageResponse, late_outcome::Outcome, late_update::Change,
     },
 };
 
@@ -55,7 +55,7 @@ pub(super) async fn sync(
             Ok((node, answered)) => {
                 let applied = answered.await;
                 let applied = applied.map_err(|error| status::from_apply(error, |_| String::new()));
-                applied.map(|applied| set_response(&node, applied))
+                applied.map(|applied| without_extra(set_response(&node, applied)))
             }
             Err(status) => Err(status),
         };
@@ -68,6 +68,13 @@ pub(super) async fn sync(
         });
     }
     Ok(SyncAchievementStorageResponse { outcomes })
+}
+
+/// Late updates change no extra; with them, an answer could grow larger than a message may be.
+fn without_extra(mut response: SetAchievementStorageResponse) -> SetAchievementStorageResponse {
+    response.entity.iter_mut().for_each(|record| record.extra.clear());
+    response.updated.iter_mut().for_each(|record| record.extra.clear());
+    response
 }
 
 /// A late update, parsed.

@@ -7,7 +7,7 @@ use super::wire::{self, int};
 use crate::{
     domain::{
         Catalog, Completion, Cursor, Definition, DefinitionDraft, Entry, EpochSeconds, Event,
-        Extra, LATE_UPDATES_MAX, Late, Node, NodeId, PlayerId, PlayerKey, Progress,
+        Extra, LATE_UPDATES_MAX, Late, Node, NodeId, PROGRESS_MAX, PlayerId, PlayerKey, Progress,
         REMEMBERED_UPDATES, Reason, Record, Remembered, RequestId, Reset, State, SubscriptionName,
         Title, Version,
     },
@@ -102,7 +102,7 @@ pub fn piece(message: v1::TitleItem, title: &Title) -> Result<Piece, String> {
             position: number("position", subscription.position)?,
         })),
         Kind::Checkpoint(_) => Ok(Piece::Nothing),
-        Kind::Backup(_) => Err("it begins a backup; restore that".to_owned()),
+        Kind::Backup(_) | Kind::Seal(_) => Err("no export has such an item".to_owned()),
         Kind::End(_) => Ok(Piece::End),
     }
 }
@@ -227,8 +227,10 @@ fn id<T>(field: &str, parsed: Result<T, impl fmt::Display>) -> Result<T, String>
     parsed.map_err(|error| format!("`{field}` {error}"))
 }
 
+/// Versions, places and times are far below 2^53, as progress is.
 fn number(field: &str, value: i64) -> Result<u64, String> {
-    u64::try_from(value).map_err(|_| format!("`{field}` is negative"))
+    let number = u64::try_from(value).ok().filter(|number| *number <= PROGRESS_MAX);
+    number.ok_or_else(|| format!("`{field}` is {value}, which is no possible number"))
 }
 
 fn positive(field: &str, value: i64) -> Result<u64, String> {
@@ -250,3 +252,7 @@ fn progress(field: &str, value: i64) -> Result<Progress, String> {
         false => Err(format!("`{field}` is larger than any progress")),
     }
 }
+
+#[cfg(test)]
+#[path = "transfer_tests.rs"]
+mod tests;

@@ -192,6 +192,10 @@ impl FeedSource for MemoryStore {
         Ok(feed.entries.iter().skip(skipped).take(limit).cloned().collect())
     }
 
+    fn own_cursor(&self, _: &Title, cursor: &Cursor) -> Cursor {
+        cursor.clone()
+    }
+
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.inner.lock().feeds.entry(title.clone()).or_default().changes.subscribe()
     }
@@ -214,7 +218,8 @@ impl Operations for MemoryStore {
             let cursor = told.map(|event| self.cursors.encode(&key.title, event.sequence));
             return Ok(ResetDone { replayed, outcome, cursor });
         };
-        let after = stored.reset(record, feed.head() + 1).ok_or(ResetError::TooMany)?;
+        let after = stored.reset(record, feed.head() + 1, feed.trimmed_through);
+        let after = after.ok_or(ResetError::TooMany)?;
         let event = Event::Reset(Reset {
             key: key.clone(),
             node: node.clone(),
@@ -237,7 +242,7 @@ impl Operations for MemoryStore {
         records.retain(|(key, _), _| key != player);
         let mut erased = Erased { records: (before - records.len()) as u64, events: 0 };
         let feed = feeds.entry(player.title.clone()).or_default();
-        feed.erasures += u64::from(erased.records > 0);
+        feed.erasures += 2 * u64::from(erased.records > 0);
         for entry in &mut feed.entries {
             if entry.event.of().is_some_and(|(key, ..)| key == player) {
                 entry.event = Event::Erased;
@@ -293,7 +298,20 @@ impl Operations for MemoryStore {
         Ok(vec![(player.clone(), records.collect())])
     }
 
-    async fn import(&self, title: &Title, items: Vec<Item>) -> Result<Imported, ImportError> {
+    async fn player_records(
+        &self,
+        player: &PlayerKey,
+    ) -> Result<Vec<(NodeId, StoredRecord)>, StoreError> {
+        let inner = self.inner.lock();
+        let of_player = inner.records.iter().filter(|((key, _), _)| key == player);
+        Ok(of_player.map(|((_, node), stored)| (node.clone(), stored.clone())).collect())
+    }
+
+    async fn import(
+        &self,
+        title: &Title,
+        items: Vec<Item>,
+    ) -> Result<(Imported, Vec<Item>), ImportError> {
         let inner = &mut *self.inner.lock();
         let feed = inner.feeds.entry(title.clone()).or_default();
         // On a copy, which takes the place of the title where nothing is refused.
@@ -331,6 +349,10 @@ struct TitleCopy<'a> {
 impl Target for TitleCopy<'_> {
     fn ends(&mut self) -> (u64, u64, EpochSeconds) {
         (self.feed.trimmed_through, self.feed.head(), self.feed.newest_stored_at)
+    }
+
+    fn now(&self) -> EpochSeconds {
+        self.store.clock.now()
     }
 
     fn event(&mut self, position: u64) -> Result<Option<Event>, StoreError> {

@@ -27,10 +27,7 @@ use crate::domain::{
 };
 
 pub use memory::MemoryStore;
-pub use operate::{
-    Erased, IMPORT_BYTES_MAX, IMPORT_ITEMS_MAX, ImportError, Imported, Operations, Rarity,
-    ResetDone, ResetError,
-};
+pub use operate::{Erased, ImportError, Imported, Operations, Rarity, ResetDone, ResetError};
 pub use stored::{PAST_EVENTS_MAX, PastEvent, PlayerRecords, StoredRecord};
 
 /// Most titles of one store; each has a little memory of its own for as long as it runs.
@@ -53,6 +50,10 @@ pub trait FeedSource: Send + Sync + 'static {
         after: &Cursor,
         limit: usize,
     ) -> Result<Vec<Entry>, FeedError>;
+
+    /// A cursor as this store writes it: one that works may come from the store that this one was
+    /// restored from. One that does not work stays as it is.
+    fn own_cursor(&self, title: &Title, cursor: &Cursor) -> Cursor;
 
     /// Wakes whenever entries of a title became visible.
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()>;

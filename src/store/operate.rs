@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use thiserror::Error;
 
-use super::{FeedSource, PAST_EVENTS_MAX, PlayerRecords, StoreError, transfer::Item};
+use super::{FeedSource, PAST_EVENTS_MAX, PlayerRecords, StoreError, StoredRecord, transfer::Item};
 use crate::domain::{Cursor, NodeId, Outcome, PlayerId, PlayerKey, ResetUpdate, Title};
 
 /// See the module. Whatever a method returns is durable before it does.
@@ -24,7 +24,8 @@ pub trait Operations: FeedSource {
     /// The number that this store was made with.
     fn id(&self) -> u64;
 
-    /// How many steps of erasures a title's feed has seen, counted before anything goes.
+    /// A number that grows with each step of an erasure in a title: before anything goes, and once
+    /// more when that is durable.
     fn erasures(&self, title: &Title) -> u64;
 
     /// The place that a cursor of this store names, as a number that grows with the feed.
@@ -38,16 +39,21 @@ pub trait Operations: FeedSource {
         after: Option<&PlayerId>,
     ) -> Result<Vec<PlayerRecords>, StoreError>;
 
-    /// Stores items that another store gave, all or none, by the rules of `transfer.rs`. What is
-    /// there already is not stored again. Together they take at most [`IMPORT_BYTES_MAX`].
-    async fn import(&self, title: &Title, items: Vec<Item>) -> Result<Imported, ImportError>;
+    /// Everything that is stored of one player.
+    async fn player_records(
+        &self,
+        player: &PlayerKey,
+    ) -> Result<Vec<(NodeId, StoredRecord)>, StoreError>;
+
+    /// Stores items that another store gave, by the rules of `transfer.rs`: the first of them in one
+    /// step, all or none; those that come back had no place in it. What is there already is not
+    /// stored again.
+    async fn import(
+        &self,
+        title: &Title,
+        items: Vec<Item>,
+    ) -> Result<(Imported, Vec<Item>), ImportError>;
 }
-
-/// Most bytes of items that are imported in one step, as rows.
-pub const IMPORT_BYTES_MAX: usize = 512 << 10;
-
-/// Most items that are imported in one step.
-pub const IMPORT_ITEMS_MAX: usize = 512;
 
 /// What a reset did.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -85,7 +85,9 @@ impl Subject {
     }
 
     async fn import(&self, items: Vec<Item>) -> Result<Imported, ImportError> {
-        self.store.import(&title("t"), items).await
+        let (imported, rest) = self.store.import(&title("t"), items).await?;
+        assert!(rest.is_empty(), "they are few");
+        Ok(imported)
     }
 
     /// A title with everything that a title can have.

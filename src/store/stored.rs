@@ -59,12 +59,14 @@ impl StoredRecord {
     }
 
     /// What `record`, which follows this one by a reset, is stored as; `sequence` is the reset's
-    /// place. `None` where the record has too many events.
+    /// place. Events through `trimmed_through` have left the feed, and are forgotten. `None` where
+    /// the record has too many others.
     #[must_use]
-    pub fn reset(&self, record: Record, sequence: u64) -> Option<Self> {
+    pub fn reset(&self, record: Record, sequence: u64, trimmed_through: u64) -> Option<Self> {
         let version = record.state.version;
         let reset = PastEvent { sequence, version, at: record.reset_at };
-        let past: Vec<_> = self.events().chain([reset]).collect();
+        let retained = self.events().filter(|event| event.sequence > trimmed_through);
+        let past: Vec<_> = retained.chain([reset]).collect();
         let fits = past.len() <= PAST_EVENTS_MAX;
         fits.then_some(Self { record, completion_sequence: 0, past })
     }

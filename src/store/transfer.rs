@@ -50,7 +50,10 @@ pub(super) trait Target {
     /// The ends of its feed (gone through, newest), and when the newest event was stored.
     fn ends(&mut self) -> (u64, u64, EpochSeconds);
 
-    /// What stands at a place of its feed; `None` where that was put there in this step.
+    /// What time it is.
+    fn now(&self) -> EpochSeconds;
+
+    /// What stands at a place of its feed.
     fn event(&mut self, position: u64) -> Result<Option<Event>, StoreError>;
 
     /// A record; the default where there is none.
@@ -73,7 +76,7 @@ pub(super) trait Target {
     /// Makes a subscription, unless there is one of that name; tells whether it did.
     fn subscribe(&mut self, name: SubscriptionName, position: u64) -> Result<bool, String>;
 
-    /// Whether this step is more than a store can do at once.
+    /// Whether this step is as much as a store does at once.
     fn is_full(&self) -> bool;
 }
 
@@ -104,19 +107,21 @@ impl From<String> for Trouble {
     }
 }
 
-/// Stores items in a title. Where one is refused, what the target was given is to be dropped.
+/// How far a clock may be behind that of the store that an item comes from.
+const AHEAD_SECONDS_MAX: u64 = 24 * 3600;
+
+/// Stores items in a title, or the first of them, where all are too much for one step. Where one is
+/// refused, what the target was given is to be dropped.
 pub(super) fn import(
     target: &mut dyn Target,
     title: &Title,
     items: Vec<Item>,
-) -> Result<Imported, ImportError> {
+) -> Result<(Imported, Vec<Item>), ImportError> {
     let mut imported = Imported::default();
-    for (index, item) in items.into_iter().enumerate() {
-        let fate = match target.is_full() {
-            true => Err(Trouble::Refused("is too much for one step; send fewer".to_owned())),
-            false => import_item(target, title, item),
-        };
-        match fate {
+    let mut items = items.into_iter().enumerate();
+    while !target.is_full() {
+        let Some((index, item)) = items.next() else { break };
+        match check_time(target, &item).and_then(|()| import_item(target, title, item)) {
             Ok(Fate::Stored) => imported.stored += 1,
             Ok(Fate::Present) => imported.present += 1,
             Ok(Fate::Kept) => imported.kept += 1,
@@ -124,7 +129,26 @@ pub(super) fn import(
             Err(Trouble::Store(error)) => return Err(error.into()),
         }
     }
-    Ok(imported)
+    Ok((imported, items.map(|(_, item)| item).collect()))
+}
+
+/// Refuses times of the future: what is stored after them would get them too.
+fn check_time(target: &dyn Target, item: &Item) -> Result<(), Trouble> {
+    let newest = match item {
+        Item::Entry { entry, .. } => entry.stored_at,
+        Item::Record { stored, .. } => {
+            let Record { state, reset_at, .. } = &stored.record;
+            state.completed_at.max(*reset_at)
+        }
+        Item::FeedStart { .. } | Item::Subscription { .. } => return Ok(()),
+    };
+    match newest.get() <= target.now().get().saturating_add(AHEAD_SECONDS_MAX) {
+        true => Ok(()),
+        false => Err(Trouble::Refused(format!(
+            "is of second {}, more than a day from now; set the clocks right",
+            newest.get()
+        ))),
+    }
 }
 
 fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fate, Trouble> {
@@ -163,7 +187,8 @@ fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fat
         }
         Item::Entry { position, entry } => {
             if let Some((key, node, _)) = entry.event.of() {
-                let after = after_event(&target.record(key, node)?, &entry.event, position)?;
+                let stored = target.record(key, node)?;
+                let after = after_event(&stored, &entry.event, position, trimmed_through)?;
                 target.put(key, node, after)?;
             }
             target.append(position, &entry);
@@ -174,7 +199,7 @@ fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fat
             for event in stored.events() {
                 let is_here = (trimmed_through + 1..=head).contains(&event.sequence);
                 if is_here && target.event(event.sequence)? == Some(Event::Erased) {
-                    // The player was erased here, and stays so.
+                    // The player was erased here. (What has no event left comes back.)
                     return Ok(Fate::Kept);
                 }
             }
@@ -218,6 +243,7 @@ fn after_event(
     stored: &StoredRecord,
     event: &Event,
     position: u64,
+    trimmed_through: u64,
 ) -> Result<StoredRecord, String> {
     let Some((key, node, version)) = event.of() else {
         return Err("is an erased event, which has no record".to_owned());
@@ -260,7 +286,7 @@ fn after_event(
             let state = State { version, ..State::default() };
             let (completed_version, reset_at) = (Version::default(), reset.reset_at);
             let record = Record { state, completed_version, remembered, reset_at, late };
-            let after = stored.reset(record, position);
+            let after = stored.reset(record, position, trimmed_through);
             after.ok_or_else(|| "is one event more than a record may have".to_owned())
         }
         Event::Erased => unreachable!("it has no record"),

@@ -6,6 +6,8 @@ use accolade::proto::v1::{
     BatchSetAchievementStorageRequest, NodeUpdate, WatchCompletionsRequest,
     node_update::Change::Delta,
 };
+use data_encoding::HEXLOWER;
+use sha2::{Digest, Sha256};
 use tonic::Code;
 
 use crate::{
@@ -27,6 +29,13 @@ fn refused(args: &[&str]) -> String {
     let output = accolade(args);
     assert!(!output.status.success(), "{args:?}: {}", text(&output.stdout));
     text(&output.stderr)
+}
+
+/// Lines that are sealed once more, as if somebody had written them so.
+fn sealed(lines: &[&str]) -> String {
+    let text = lines.concat();
+    let sha256 = HEXLOWER.encode(&Sha256::digest(&text));
+    format!("{text}{{\"seal\":{{\"sha256\":\"{sha256}\"}}}}\n")
 }
 
 fn path(dir: &Path, name: &str) -> String {
@@ -90,8 +99,10 @@ async fn a_restored_backup_goes_on_where_it_was_and_knows_what_it_does_not_know(
     let mut watch = Watch::after(&server, "t", &before[57]).await;
     let [a, b] = [watch.completion().await, watch.completion().await];
     assert_eq!((&*a.achievement_id, &*b.achievement_id), ("n18", "n19"), "old cursors work");
+    let mut at_the_end = Watch::after(&server, "t", &before[3 * NODES - 1]).await;
     // Its place is given out again; who has the old cursor must not miss that in silence.
     set(&mut server.storage().await, delta("t", "new", "n0", 1)).await;
+    assert_eq!(at_the_end.completion().await.player_id, "new", "who had heard all hears more");
     let request = WatchCompletionsRequest {
         title: "t".to_owned(),
         after: Some(behind),
@@ -113,20 +124,30 @@ async fn a_backup_that_is_not_whole_makes_no_folder() {
     run(&["backup", &file, "--server", &server.url()]);
     let whole = fs::read_to_string(&file).unwrap();
     let lines: Vec<_> = whole.split_inclusive('\n').collect();
+    let lines = &lines[..lines.len() - 1];
     let spoiled = |name: &str, text: &str| {
         fs::write(dir.path().join(name), text).unwrap();
         let said = refused(&["restore", &path(dir.path(), name), &restored]);
         assert!(!Path::new(&restored).exists(), "{name}");
         said
     };
-    assert!(spoiled("a-line-less", &lines[..lines.len() - 1].concat()).contains("not whole"));
-    assert!(spoiled("cut", &whole[..whole.len() - 9]).contains("cut off"));
-    assert!(spoiled("a-title-less", &lines[..lines.len() / 3].concat()).contains("not whole"));
-    let gap = [&lines[..10], &lines[11..]].concat().concat();
+    assert!(spoiled("unsealed", &lines.concat()).contains("no seal"));
+    assert!(spoiled("cut", &whole[..whole.len() - 9]).contains("no seal"));
+    assert!(spoiled("empty", "").contains("no seal"));
+    let record = lines.iter().rposition(|line| line.starts_with("{\"record\"")).unwrap();
+    let lost = whole.replacen(lines[record], "", 1);
+    assert!(spoiled("a-record-less", &lost).contains("was changed"));
+    let other = whole.replacen("\"progress\":\"1\"", "\"progress\":\"2\"", 1);
+    assert!(spoiled("another-digit", &other).contains("was changed"));
+    // Sealed, but by nobody who knows what goes together.
+    let headless = sealed(&lines[1..]);
+    assert!(spoiled("headless", &headless).contains("not the first line"));
+    let fewer = sealed(&lines[..lines.len() / 3]);
+    assert!(spoiled("a-title-less", &fewer).contains("not whole"));
+    let gap = sealed(&[&lines[..10], &lines[11..]].concat());
     assert!(spoiled("an-event-less", &gap).contains("comes next"));
-    let wrong = whole.replacen("\"position\":\"3\"", "\"position\":\"x\"", 1);
-    assert!(spoiled("nonsense", &wrong).contains("line "));
-    assert!(spoiled("empty", "").contains("first line"));
+    let nonsense = sealed(&[&lines[..5], &["nonsense\n"], &lines[5..]].concat());
+    assert!(spoiled("nonsense", &nonsense).contains("line 6"));
     run(&["restore", &file, &restored]);
     assert!(refused(&["restore", &file, &restored]).contains("is there already"));
 }
@@ -157,8 +178,8 @@ async fn an_export_that_was_cut_off_goes_on_where_it_was() {
     run(&["export", "t", &file("whole"), "--server", &url]);
     let whole = fs::read(file("whole")).unwrap();
     assert!(refused(&["export", "t", &file("whole"), "--server", &url]).contains("already"));
-    // Cut anywhere, also in the middle of a line; and with nonsense at its end.
-    for (n, bytes) in [0, 100, whole.len() / 2, whole.len() - 1].into_iter().enumerate() {
+    // Cut anywhere, also in the middle of a line and behind the seal; with nonsense at its end.
+    for (n, bytes) in [0, 100, whole.len() / 2, whole.len()].into_iter().enumerate() {
         let mut part = whole[..bytes].to_vec();
         part.extend_from_slice(b"{\"record\":");
         fs::write(file(&format!("{n}.part")), part).unwrap();
@@ -166,7 +187,7 @@ async fn an_export_that_was_cut_off_goes_on_where_it_was() {
         assert!(!Path::new(&file(&format!("{n}.part"))).exists());
         let again = fs::read_to_string(file(&n.to_string())).unwrap();
         let said = run(&["import", &format!("t{n}"), &file(&n.to_string()), "--server", &url]);
-        let lines = again.lines().count();
+        let lines = again.lines().count() - 1;
         assert!(said.starts_with(&format!("{lines} lines")), "{said}");
         let records = get(&mut server.storage().await, &format!("t{n}"), "p79").await;
         assert_eq!(records.len(), NODES);
@@ -183,15 +204,17 @@ async fn an_import_says_which_line_is_wrong_and_may_be_repeated() {
     run(&["export", "t", &file("t"), "--server", &url]);
     let whole = fs::read_to_string(file("t")).unwrap();
     let lines: Vec<_> = whole.split_inclusive('\n').collect();
+    let lines = &lines[..lines.len() - 1];
     let import = |name: &str, text: &str| {
         fs::write(file(name), text).unwrap();
         refused(&["import", "v", &file(name), "--server", &url])
     };
-    let cut = import("cut", &lines[..lines.len() - 1].concat());
+    assert!(import("unsealed", &lines.concat()).contains("no seal"));
+    let cut = import("cut", &sealed(&lines[..lines.len() - 1]));
     assert!(cut.contains("not whole"), "{cut}");
-    let nonsense = [&lines[..5], &["nonsense\n"], &lines[5..]].concat().concat();
+    let nonsense = sealed(&[&lines[..5], &["nonsense\n"], &lines[5..]].concat());
     assert!(import("nonsense", &nonsense).contains("line 6"));
-    let twice = format!("{whole}{whole}");
+    let twice = sealed(&[lines, lines].concat());
     assert!(import("twice", &twice).contains("begins another title"));
     let said = run(&["import", "v", &file("t"), "--server", &url]);
     assert!(said.contains("stored"), "{said}");
@@ -200,4 +223,40 @@ async fn an_import_says_which_line_is_wrong_and_may_be_repeated() {
     let [old, new] = ["t", "v"].map(|title| run(&["rarity", title, "--server", &url]));
     assert_eq!(old, new);
     assert!(new.contains("\"n3\"  2 players  66.67 %"), "{new}");
+}
+
+#[tokio::test]
+async fn two_exports_of_one_name_do_not_mix() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = filled(dir.path(), 1).await;
+    let file = path(dir.path(), "t");
+    let part = fs::File::create(path(dir.path(), "t.part")).unwrap();
+    part.lock().unwrap();
+    for command in [&["export", "t", &file][..], &["backup", &file]] {
+        let said = refused(&[command, &["--server", &server.url()]].concat());
+        assert!(said.contains("another process"), "{said}");
+    }
+    drop(part);
+    run(&["export", "t", &file, "--server", &server.url()]);
+}
+
+#[tokio::test]
+async fn an_export_whose_place_is_gone_is_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = filled(dir.path(), 80).await;
+    let (file, url) = (|name: &str| path(dir.path(), name), server.url());
+    run(&["export", "t", &file("t"), "--server", &url]);
+    let whole = fs::read(file("t")).unwrap();
+    fs::write(file("u.part"), &whole[..whole.len() / 2]).unwrap();
+    let erased = accolade(&["erase", "t", "p3", "--server", &url]);
+    assert!(erased.status.success());
+    run(&["export", "t", &file("u"), "--server", &url]);
+    let said = run(&["import", "v", &file("u"), "--server", &url]);
+    assert!(said.contains("0 there already"), "{said}");
+    // Of another server.
+    let other = tempfile::tempdir().unwrap();
+    let server = filled(other.path(), 2).await;
+    fs::write(file("w.part"), &whole[..whole.len() / 2]).unwrap();
+    run(&["export", "t", &file("w"), "--server", &server.url()]);
+    run(&["import", "v", &file("w"), "--server", &server.url()]);
 }

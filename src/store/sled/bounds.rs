@@ -6,7 +6,7 @@
 
 use crate::{
     domain::{BATCH_UPDATES_MAX, LATE_UPDATES_MAX, REMEMBERED_UPDATES},
-    store::{IMPORT_BYTES_MAX, PAST_EVENTS_MAX},
+    store::PAST_EVENTS_MAX,
 };
 
 /// sled's segment size, fixed when a store is created.
@@ -40,6 +40,9 @@ pub(super) const WORK_BYTES_MAX: usize = 64 << 10;
 /// Most records that one step of an erasure removes, each with all of its events.
 pub(super) const ERASE_RECORDS_MAX: usize = 32;
 
+/// Most bytes that one imported item writes: an event, and its record.
+pub(super) const ITEM_BYTES_MAX: usize = 2 * ENTRY_BYTES_MAX;
+
 /// Largest `extra` that the server may be configured to take.
 pub const EXTRA_BYTES_MAX: usize = 64 << 10;
 
@@ -72,8 +75,8 @@ const _: () = {
     assert!(2 * RECORD_WITHOUT_EXTRA_BYTES_MAX <= WORK_BYTES_MAX);
     let erased = 400 + (PAST_EVENTS_MAX + 1) * ERASED_EVENT_BYTES_MAX;
     assert!(ERASE_RECORDS_MAX * erased <= GROUP_BYTES_MAX);
-    // An imported event writes its record too.
-    assert!(2 * IMPORT_BYTES_MAX <= GROUP_BYTES_MAX);
+    assert!(EXTRA_BYTES_MAX + RECORD_WITHOUT_EXTRA_BYTES_MAX <= ENTRY_BYTES_MAX);
+    assert!(ITEM_BYTES_MAX < GROUP_BYTES_MAX);
     let update = 2 * EXTRA_BYTES_DEFAULT
         + RECORD_WITHOUT_EXTRA_BYTES_MAX
         + COMPLETION_WITHOUT_EXTRA_BYTES_MAX;

@@ -22,7 +22,7 @@ use sled::Batch;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    bounds::{GROUP_BYTES_MAX, WORK_BYTES_MAX},
+    bounds::{GROUP_BYTES_MAX, ITEM_BYTES_MAX, WORK_BYTES_MAX},
     catalogs,
     counts::Tally,
     crash_point::crash_point,
@@ -347,8 +347,8 @@ impl Committer {
         }
         if bytes > 0 {
             self.row.groups += 1;
-            self.row.changes += stored;
-            self.row.removed_changes += removed;
+            self.row.changes = self.row.changes.wrapping_add(stored);
+            self.row.removed_changes = self.row.removed_changes.wrapping_add(removed);
             let key = keys::Key::Store.encode();
             let value = frame::encode(&key, &self.row);
             batch.insert(key, value);
@@ -412,9 +412,9 @@ impl Group {
         }
     }
 
-    /// Whether it is no larger than a group may be.
-    pub(super) fn has_room(&self) -> bool {
-        self.bytes <= GROUP_BYTES_MAX
+    /// Whether one more imported item has a place here.
+    pub(super) fn takes_item(&self) -> bool {
+        self.bytes + ITEM_BYTES_MAX <= GROUP_BYTES_MAX
     }
 
     /// Writes what is known of a feed beside its events.
@@ -453,7 +453,8 @@ impl Group {
         players: i64,
     ) {
         let version = |of: &StoredRecord| of.record.state.version.get();
-        self.stored += version(&after) - before.as_deref().map_or(0, version);
+        let more = version(&after) - before.as_deref().map_or(0, version);
+        self.stored = self.stored.wrapping_add(more);
         let key = keys::record(player, node);
         let value = frame::encode(&key, &record_to_row(&after));
         self.write(key, Some(value));

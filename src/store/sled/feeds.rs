@@ -24,7 +24,7 @@ pub(super) struct FeedEnds {
     pub(super) newest_stored_at: EpochSeconds,
     /// Cursors of the store that this one was restored from work up to here.
     pub(super) restored_through: u64,
-    /// Steps of erasures there were.
+    /// Grows with each step of an erasure.
     pub(super) erasures: u64,
 }
 
@@ -85,7 +85,7 @@ impl TitleFeed {
         self.trimmed_through.fetch_max(through, Ordering::SeqCst);
     }
 
-    /// How many steps of erasures there were, those included that are not durable yet.
+    /// Grows with each step of an erasure: before anything goes, and once more when that is durable.
     pub(super) fn erasures(&self) -> u64 {
         self.erasures.load(Ordering::SeqCst)
     }
@@ -93,6 +93,11 @@ impl TitleFeed {
     /// Counts a step of an erasure. Whoever reads the feed learns of it before anything goes.
     pub(super) fn count_erasure(&self) -> u64 {
         self.erasures.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Counts what became durable.
+    pub(super) fn count_erasures(&self, erasures: u64) {
+        self.erasures.fetch_max(erasures, Ordering::SeqCst);
     }
 
     /// Moves the new end and wakes whoever waits for it.

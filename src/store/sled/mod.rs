@@ -66,7 +66,7 @@ use self::{
     poison::Poison,
     publish::{Handover, Publisher, SyncLog},
     read::{damaged, failed},
-    scans::{read_feed, read_players},
+    scans::{owned, read_feed, read_players},
     subscriptions::Subscriptions,
     view::{DurableView, Records, share_out},
     watchdog::{COMMIT_TIME_MAX, FLUSHER_AWAY_MAX, Stopwatch, sled_failure},
@@ -75,8 +75,8 @@ use self::{
 use super::{
     Answered, CatalogError, Erased, FeedBounds, FeedError, FeedSource, ImportError, Imported,
     Operations, PlayerRecords, Rarity, ResetDone, ResetError, Retention, Store, StoreError,
-    StoreHealth, StoredCatalog, Subscription, SubscriptionError, cursor::CursorCodec, poisoned,
-    transfer::Item,
+    StoreHealth, StoredCatalog, StoredRecord, Subscription, SubscriptionError, cursor::CursorCodec,
+    poisoned, transfer::Item,
 };
 use crate::{
     clock::Clock,
@@ -362,6 +362,11 @@ impl FeedSource for SledStore {
         Ok(entries)
     }
 
+    fn own_cursor(&self, title: &Title, cursor: &Cursor) -> Cursor {
+        let sequence = self.position(title, cursor);
+        sequence.map_or_else(|| cursor.clone(), |sequence| self.cursors.encode(title, sequence))
+    }
+
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.feeds.of(title).changes()
     }
@@ -409,7 +414,19 @@ impl Operations for SledStore {
         self.read(move |view| read_players(view, &title, after)).await
     }
 
-    async fn import(&self, title: &Title, items: Vec<Item>) -> Result<Imported, ImportError> {
+    async fn player_records(
+        &self,
+        player: &PlayerKey,
+    ) -> Result<Vec<(NodeId, StoredRecord)>, StoreError> {
+        let player = player.clone();
+        self.read(move |view| Ok(owned(&view.read_aside(&player)?))).await
+    }
+
+    async fn import(
+        &self,
+        title: &Title,
+        items: Vec<Item>,
+    ) -> Result<(Imported, Vec<Item>), ImportError> {
         let title = title.clone();
         let import = move |committer: &mut Committer, group: &mut Group| {
             operations::import(committer, group, &title, items)

@@ -45,7 +45,7 @@ pub(super) fn reset(
     };
     ends.head += 1;
     ends.newest_stored_at = now;
-    let after = before.reset(record, ends.head).ok_or(ResetError::TooMany)?;
+    let after = before.reset(record, ends.head, ends.trimmed_through).ok_or(ResetError::TooMany)?;
     let event = Event::Reset(Reset {
         key: key.clone(),
         node: node.clone(),
@@ -89,7 +89,8 @@ pub(super) fn erase(
         return Ok(erased);
     }
     // Nothing above has touched the group.
-    ends.erasures = feed.count_erasure();
+    // An export that is begun before this is durable is outdated as well.
+    ends.erasures = feed.count_erasure() + 1;
     group.write_feed(&player.title, ends);
     group.feeds.insert(player.title.clone(), (feed, ends));
     for (sequence, stored_at) in places {
@@ -101,7 +102,7 @@ pub(super) fn erase(
     for (node, stored) in records {
         group.write(keys::record(player, &node), None);
         group.stored += 1;
-        group.removed += stored.record.state.version.get() + 1;
+        group.removed = group.removed.wrapping_add(stored.record.state.version.get() + 1);
         changes.push(Change { node, before: Some(stored), after: None });
     }
     group.change(player, changes, players);
@@ -114,7 +115,7 @@ pub(super) fn import(
     group: &mut Group,
     title: &Title,
     items: Vec<Item>,
-) -> Result<Imported, ImportError> {
+) -> Result<(Imported, Vec<Item>), ImportError> {
     // Apart from the group, which stays empty where something is refused.
     let appended = HashMap::new();
     let mut target = GroupTarget { committer, group: Group::default(), title, appended };
@@ -167,6 +168,10 @@ impl Target for GroupTarget<'_> {
         (ends.trimmed_through, ends.head, ends.newest_stored_at)
     }
 
+    fn now(&self) -> EpochSeconds {
+        self.committer.clock.now()
+    }
+
     fn event(&mut self, position: u64) -> Result<Option<Event>, StoreError> {
         if let Some(event) = self.appended.get(&position) {
             return Ok(Some(event.clone()));
@@ -188,7 +193,7 @@ impl Target for GroupTarget<'_> {
         let (_, ends) = self.committer.feed(self.title, &self.group);
         let ends = FeedEnds { trimmed_through: position, head: position, ..ends };
         self.group.write_feed(self.title, ends);
-        self.group.stored += position;
+        self.group.stored = self.group.stored.wrapping_add(position);
         self.move_feed(ends);
     }
 
@@ -219,6 +224,6 @@ impl Target for GroupTarget<'_> {
     }
 
     fn is_full(&self) -> bool {
-        !self.group.has_room()
+        !self.group.takes_item()
     }
 }

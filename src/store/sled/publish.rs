@@ -183,7 +183,7 @@ impl Publisher {
         self.counts.publish(group.tally);
         METRICS.completions.inc_by(group.completions);
         for (feed, ends) in group.feeds {
-            // Only the new end waits for this moment.
+            feed.count_erasures(ends.erasures);
             if feed.ends().head < ends.head {
                 crash_point!("before-the-feed");
                 feed.extend(ends);

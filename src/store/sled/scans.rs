@@ -5,11 +5,11 @@ use std::ops::RangeInclusive;
 use super::{
     keys::{self, Key},
     read::{failed, read_entry},
-    view::DurableView,
+    view::{DurableView, Records},
 };
 use crate::{
-    domain::{Entry, PlayerId, Title},
-    store::{PlayerRecords, StoreError, cursor::CursorCodec},
+    domain::{Entry, NodeId, PlayerId, Title},
+    store::{PlayerRecords, StoreError, StoredRecord, cursor::CursorCodec},
 };
 
 /// Most bytes of entries in one answer of [`FeedSource::entries`], but for its last. A
@@ -48,6 +48,11 @@ pub(super) fn read_feed(
     Ok(entries)
 }
 
+/// A player's records, to be given away.
+pub(super) fn owned(records: &Records) -> Vec<(NodeId, StoredRecord)> {
+    records.iter().map(|(node, stored)| (node.clone(), (**stored).clone())).collect()
+}
+
 /// Some players with all of their records, in the order of their keys.
 pub(super) fn read_players(
     view: &DurableView,
@@ -66,9 +71,7 @@ pub(super) fn read_players(
         if player.title != *title {
             break;
         }
-        let records = view.read_aside(&player)?;
-        let records: Vec<_> =
-            records.iter().map(|(node, stored)| (node.clone(), (**stored).clone())).collect();
+        let records = owned(&view.read_aside(&player)?);
         after = Some(player.player.clone());
         // One whose first record is not durable yet has none.
         if !records.is_empty() {
