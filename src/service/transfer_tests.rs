@@ -1,5 +1,5 @@
-//! Items that no store has written. Goal: whatever is taken from outside leaves a store that goes on
-//! working, and opens again.
+//! Items that no store has written. Goal: whatever is taken from outside leaves a store that goes
+//! on working, and opens again.
 
 use proptest::{collection::vec, prelude::*, sample::select};
 

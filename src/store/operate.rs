@@ -45,8 +45,8 @@ pub trait Operations: FeedSource {
         player: &PlayerKey,
     ) -> Result<Vec<(NodeId, StoredRecord)>, StoreError>;
 
-    /// Stores items that another store gave, by the rules of `transfer.rs`: the first of them in one
-    /// step, all or none; those that come back had no place in it. What is there already is not
+    /// Stores items that another store gave, by the rules of `transfer.rs`: the first of them in
+    /// one step, all or none; those that come back had no place in it. What is there already is not
     /// stored again.
     async fn import(
         &self,

@@ -85,7 +85,7 @@ impl TitleFeed {
         self.trimmed_through.fetch_max(through, Ordering::SeqCst);
     }
 
-    /// Grows with each step of an erasure: before anything goes, and once more when that is durable.
+    /// Grows with each step of an erasure: before anything goes, and again when that is durable.
     pub(super) fn erasures(&self) -> u64 {
         self.erasures.load(Ordering::SeqCst)
     }

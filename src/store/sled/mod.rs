@@ -3,8 +3,8 @@
 //! Rooms: `open` (creation, hygiene; with `folder`, `ballast`, `mark`) → `verify` → [`SledStore`];
 //! writes go through `commit` and then `publish`, and end with `poison`; what is written beside
 //! sets (`trim`, `subscriptions`, `operations`) is `work` for the committer; reads go through
-//! `view` and `scans`; `keys`, `frame` and `rows` are the format on disk; `restore` makes a folder of
-//! a backup.
+//! `view` and `scans`; `keys`, `frame` and `rows` are the format on disk; `restore` makes a folder
+//! of a backup.
 
 mod ballast;
 mod bounds;
