@@ -154,6 +154,12 @@ impl Caller {
         self.0.as_ref().is_none_or(|grant| grant.titles.contain(title))
     }
 
+    /// Whether this caller may know of every title.
+    #[must_use]
+    pub fn sees_all(&self) -> bool {
+        self.0.as_ref().is_none_or(|grant| grant.titles == Titles::All)
+    }
+
     /// Cancelled when the caller's token is taken away; `None` where there are no tokens.
     #[must_use]
     pub fn revoked(&self) -> Option<&CancellationToken> {

@@ -18,7 +18,7 @@ use crate::{
         title_item::Item,
     },
     service::{Piece, piece},
-    store::{Store, sled::Restoration, transfer::Item as Stored},
+    store::{ImportError, Store, Times, sled::Restoration, transfer::Item as Stored},
 };
 
 /// Items that are stored together.
@@ -47,8 +47,13 @@ pub(super) struct RestoreArgs {
 
 pub(super) async fn backup(args: BackupArgs) -> Result<ExitCode, CliError> {
     let mut client = CatalogServiceClient::new(args.server.connect().await?);
-    let titles = client.list_titles(ListTitlesRequest {}).await?.into_inner().titles;
-    let titles: Vec<_> = titles.into_iter().map(|summary| summary.title).collect();
+    let listed = client.list_titles(ListTitlesRequest {}).await?.into_inner();
+    if !listed.complete {
+        let message =
+            "the token does not see every title; a backup needs one with titles = [\"*\"]";
+        return Err(CliError::Usage(message.to_owned()));
+    }
+    let titles: Vec<_> = listed.titles.into_iter().map(|summary| summary.title).collect();
     let mut part = Part::create(&args.file)?;
     let bar = progress::rows("backing up");
     let header = Item::Backup(Backup { titles: titles.clone() });
@@ -59,8 +64,8 @@ pub(super) async fn backup(args: BackupArgs) -> Result<ExitCode, CliError> {
     }
     part.finish()?;
     bar.finish_and_clear();
-    let (lines, titles) = (part.lines, titles.len());
-    say!("{titles} titles, {lines} lines in `{}`", args.file.display());
+    let (items, titles) = (part.lines, titles.len());
+    say!("{titles} titles, {items} items in `{}`", args.file.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -70,7 +75,9 @@ pub(super) async fn restore(args: RestoreArgs) -> Result<ExitCode, CliError> {
     let mut lines = Lines::open_sealed(&args.file)?;
     let header = lines.next_item().transpose()?.and_then(|item| item.item);
     let Some(Item::Backup(Backup { titles })) = header else {
-        return Err(lines.wrong("is not the first line of a backup".to_owned()));
+        return Err(
+            lines.wrong("is not the first line of a backup; exports are imported".to_owned())
+        );
     };
     let expected: BTreeSet<_> = titles.into_iter().collect();
     let clock = Arc::new(SystemClock);
@@ -126,18 +133,17 @@ impl Reader {
         self.store_id = store_id;
         let made = self.store.replace_catalog(&title, 0, Arc::new(catalog)).await;
         made.map_err(|error| self.lines.wrong(error.to_string()))?;
-        let mut step = vec![item];
-        let mut first = self.lines.number;
+        let mut step = vec![(self.lines.number, item)];
         loop {
             let Some(item) = self.lines.next_item() else {
                 return Err(self.lines.wrong("is the last; its title is not whole".to_owned()));
             };
             let piece = self.piece(item?, &title)?;
             match piece {
-                Piece::Item(item) => step.push(item),
+                Piece::Item(item) => step.push((self.lines.number, item)),
                 Piece::Nothing => {}
                 Piece::End => {
-                    self.import(&title, step, first).await?;
+                    self.import(&title, step).await?;
                     self.titles.push(title);
                     return Ok(());
                 }
@@ -146,8 +152,7 @@ impl Reader {
                 }
             }
             if step.len() >= STEP_ITEMS {
-                self.import(&title, std::mem::take(&mut step), first).await?;
-                first = self.lines.number;
+                self.import(&title, std::mem::take(&mut step)).await?;
             }
         }
     }
@@ -156,17 +161,20 @@ impl Reader {
         piece(item, title).map_err(|problem| self.lines.wrong(problem))
     }
 
-    /// `first` is the line that these items begin behind.
-    async fn import(
-        &self,
-        title: &Title,
-        mut step: Vec<Stored>,
-        first: u64,
-    ) -> Result<(), CliError> {
-        while !step.is_empty() {
-            let stored = self.store.import(title, step).await;
-            let problem = |error| format!("one of the lines from {first} on: {error}");
-            (_, step) = stored.map_err(|error| self.lines.wrong(problem(error)))?;
+    /// Stores items, each with the line it stands in.
+    async fn import(&self, title: &Title, step: Vec<(u64, Stored)>) -> Result<(), CliError> {
+        let (mut numbers, mut items): (Vec<_>, Vec<_>) = step.into_iter().unzip();
+        while !items.is_empty() {
+            match self.store.import(title, items, Times::Trusted).await {
+                Ok((_, rest)) => {
+                    numbers.drain(..numbers.len() - rest.len());
+                    items = rest;
+                }
+                Err(ImportError::Refused { index, problem }) => {
+                    return Err(self.lines.wrong_at(numbers[index], problem));
+                }
+                Err(error) => return Err(self.lines.wrong(error.to_string())),
+            }
         }
         Ok(())
     }

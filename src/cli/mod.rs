@@ -154,15 +154,11 @@ impl From<Status> for CliError {
     }
 }
 
-/// A status with its reason, by which the README explains it, and with a cursor that works where
-/// one did not.
+/// A status with its reason, by which the README explains it.
 fn said(status: &Status) -> String {
     let info = status.get_details_error_info();
     let reason = info.as_ref().map_or("no reason", |info| info.reason.as_str());
-    let oldest = info.as_ref().and_then(|info| info.metadata.get("oldest"));
-    let remedy = oldest.map(|oldest| format!("; go on with --after {oldest}, some were missed"));
-    let remedy = remedy.unwrap_or_default();
-    format!("{:?}, {reason}: {}{remedy}", status.code(), status.message())
+    format!("{:?}, {reason}: {}", status.code(), status.message())
 }
 
 /// Reads the command line; ends the process where it is wrong, or only asks for help.

@@ -20,6 +20,14 @@ pub(super) fn bytes(what: &'static str, bytes: u64) -> ProgressBar {
     ProgressBar::new(bytes).with_style(template(style)).with_message(what)
 }
 
+/// Says a line beside a bar, or where there is none.
+pub(super) fn tell(bar: &ProgressBar, line: &str) {
+    match bar.is_hidden() {
+        true => eprintln!("{line}"),
+        false => bar.println(line),
+    }
+}
+
 fn template(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the template is sound")
 }

@@ -1,7 +1,7 @@
 //! `accolade export` and `accolade import`.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{BufRead, BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -76,7 +76,7 @@ pub(super) async fn export(args: ExportArgs) -> Result<ExitCode, CliError> {
     export_title(&args.server, &args.title, &mut part, &bar).await?;
     part.finish()?;
     bar.finish_and_clear();
-    say!("{} lines in `{}`", part.lines, args.file.display());
+    say!("{} items in `{}`", part.lines, args.file.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -108,7 +108,7 @@ pub(super) async fn export_title(
         if attempts == ATTEMPTS_MAX {
             return Err(lost.into());
         }
-        bar.println(format!("accolade: {}; trying again", lost.message()));
+        progress::tell(bar, &format!("accolade: {}; trying again", lost.message()));
         tokio::time::sleep(pauses.next(&lost)).await;
     }
 }
@@ -201,21 +201,22 @@ impl Part {
 
     /// Takes a part as it is, which nobody else may write then.
     fn lock(whole: &Path) -> Result<Self, CliError> {
+        check_free(whole)?;
         let mut path = whole.as_os_str().to_owned();
         path.push(".part");
         let path = PathBuf::from(path);
         let file = File::options().create(true).read(true).write(true).truncate(false).open(&path);
         let file = file.map_err(at(&path))?;
-        if let Err(error) = file.try_lock() {
-            let message =
-                format!("`{}` is being written by another process: {error}", path.display());
-            return Err(CliError::Usage(message));
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("`{}` is being written by another process", path.display());
+                return Err(CliError::Usage(message));
+            }
+            Err(TryLockError::Error(source)) => return Err(at(&path)(source)),
         }
-        // Looked at under the lock: whoever had it before may just have finished.
-        if fs::symlink_metadata(whole).is_ok() {
-            let message = format!("`{}` is there already; pass another name", whole.display());
-            return Err(CliError::Usage(message));
-        }
+        // Whoever had the lock before may just have finished.
+        check_free(whole)?;
         let file = BufWriter::with_capacity(1 << 20, file);
         let (whole, token) = (whole.to_owned(), String::new());
         let (kept, title) = ((0, 0), (0, 0));
@@ -265,12 +266,33 @@ impl Part {
         let mut file = File::open(&self.path).map_err(at(&self.path))?;
         let sha256 = digest(&mut file, self.bytes).map_err(at(&self.path))?;
         self.write(&TitleItem { item: Some(Item::Seal(Seal { sha256 })) })?;
+        // The seal is no item.
+        self.lines -= 1;
         let written = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
         written.map_err(at(&self.path))?;
         fs::rename(&self.path, &self.whole).map_err(at(&self.whole))?;
         let parent = self.whole.parent().filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
         File::open(parent).and_then(|dir| dir.sync_all()).map_err(at(parent))
+    }
+}
+
+fn check_free(whole: &Path) -> Result<(), CliError> {
+    match fs::symlink_metadata(whole) {
+        Ok(_) => {
+            let message = format!("`{}` is there already; pass another name", whole.display());
+            Err(CliError::Usage(message))
+        }
+        Err(_) => Ok(()),
+    }
+}
+
+impl Drop for Part {
+    /// A part that nothing was written to says nothing.
+    fn drop(&mut self) {
+        if self.bytes == 0 && self.file.buffer().is_empty() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -361,7 +383,12 @@ impl Lines {
 
     /// Says what is wrong with the last line.
     pub(super) fn wrong(&self, problem: String) -> CliError {
-        CliError::Line { path: self.path.clone(), line: self.number, problem }
+        self.wrong_at(self.number, problem)
+    }
+
+    /// Says what is wrong with a line.
+    pub(super) fn wrong_at(&self, line: u64, problem: String) -> CliError {
+        CliError::Line { path: self.path.clone(), line, problem }
     }
 }
 
@@ -374,19 +401,25 @@ pub(super) async fn import(args: ImportArgs) -> Result<ExitCode, CliError> {
         let before = done.items;
         let lost = match import_once(&args, &mut done, &bar).await {
             Ok(()) => break,
-            Err(error) => passing(error)?,
+            Err(error) => {
+                if done.items > 0 {
+                    let line = done.items + 1;
+                    progress::tell(&bar, &format!("accolade: items are counted from line {line}"));
+                }
+                passing(error)?
+            }
         };
         attempts = if done.items == before { attempts + 1 } else { 0 };
         if attempts == ATTEMPTS_MAX {
             return Err(lost.into());
         }
-        bar.println(format!("accolade: {}; trying again", lost.message()));
+        progress::tell(&bar, &format!("accolade: {}; trying again", lost.message()));
         tokio::time::sleep(pauses.next(&lost)).await;
     }
     bar.finish_and_clear();
     let ImportRecordsResponse { items, stored, present, kept } = done;
     say!(
-        "{items} lines: {stored} stored, {present} there already, {kept} records kept as they are \
+        "{items} items: {stored} stored, {present} there already, {kept} records kept as they are \
          here"
     );
     Ok(ExitCode::SUCCESS)
@@ -425,6 +458,10 @@ async fn import_once(
         }
     };
     let told: Result<(), CliError> = told.await;
+    if told.is_err() && !reading.is_finished() {
+        // It may wait for a server that takes nothing any more; it ends with the connection.
+        return told;
+    }
     // A line that is wrong ends the sending; that says more than what the server made of it.
     let read = reading.await.map_err(|error| CliError::Usage(error.to_string()))?;
     read.and(told)

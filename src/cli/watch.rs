@@ -5,6 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use clap::Args;
 use tokio::time::{sleep, timeout};
 use tonic::Status;
+use tonic_types::StatusExt;
 
 use super::{
     CliError,
@@ -64,6 +65,10 @@ pub(super) async fn watch(args: WatchArgs) -> Result<ExitCode, CliError> {
             Err(error) => return Err(error),
         };
         if !may_pass(&status) {
+            let info = status.get_details_error_info();
+            if let Some(oldest) = info.as_ref().and_then(|info| info.metadata.get("oldest")) {
+                eprintln!("accolade: go on with --after {oldest}; some were missed");
+            }
             return Err(status.into());
         }
         if cursor != before {

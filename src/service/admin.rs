@@ -126,6 +126,11 @@ impl AdminService for AdminApi {
         };
         let title = fields.finish(title)?;
         let catalog = self.doors.open(&caller, &title, Scope::Admin, cost(&request, 1))?;
+        if after.as_ref().is_some_and(|place| !place.is_of(&*self.store, &title)) {
+            let mut fields = Fields::default();
+            fields.wrong("after", "is of another title or another server; begin anew");
+            return fields.finish(None);
+        }
         let pass = self.doors.stream(&caller, Some(&title))?;
         let items = export(self.store.clone(), catalog, after, pass.stop());
         Ok(Response::new(Box::pin(pass.hold(items))))

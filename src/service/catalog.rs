@@ -131,7 +131,8 @@ impl CatalogService for CatalogApi {
             revision: wire::int(stored.revision),
             node_count: i32::try_from(stored.catalog.nodes().len()).unwrap_or(i32::MAX),
         });
-        Ok(Response::new(v1::ListTitlesResponse { titles: titles.collect() }))
+        let (titles, complete) = (titles.collect(), caller.sees_all());
+        Ok(Response::new(v1::ListTitlesResponse { titles, complete }))
     }
 }
 

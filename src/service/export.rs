@@ -1,9 +1,10 @@
 //! `ExportRecords`: a title in an order in which every beginning of it is sound.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_stream::try_stream;
 use data_encoding::BASE64URL_NOPAD;
+use tokio::time::sleep;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -29,12 +30,20 @@ const BEGIN_ATTEMPTS: usize = 10;
 /// request ids are not known to whoever imports.
 const TOUCHED_MAX: usize = 100_000;
 
+/// How often players are given once more. Each time they are those of events that came meanwhile.
+const ROUNDS_MAX: usize = 20;
+
+/// Pause before the feed is read again for an event that is not shown yet.
+const NOT_YET_PAUSE: Duration = Duration::from_millis(1);
+
 /// A place to go on from comes after so many items.
 const CHECKPOINT_ITEMS: u64 = 1000;
 
 /// How far an export is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
+    /// The store that it is a place of.
+    store_id: u64,
     /// Erasures that the title had seen when the export was begun.
     erasures: u64,
     /// Everything of the feed up to here was given.
@@ -53,10 +62,10 @@ enum Records {
 // === impl Place ===
 
 impl Place {
-    /// As text: erasures and cursor, and the last player where records were begun.
+    /// As text: store, erasures and cursor, and the last player where records were begun.
     fn token(&self) -> String {
-        let Self { erasures, cursor, records } = self;
-        let feed = format!("{erasures}.{}", cursor.as_str());
+        let Self { store_id, erasures, cursor, records } = self;
+        let feed = format!("{store_id:x}.{erasures}.{}", cursor.as_str());
         match records {
             Records::NotYet => feed,
             Records::After(None) => format!("{feed}."),
@@ -66,9 +75,11 @@ impl Place {
         }
     }
 
-    /// Reads a token; whether its cursor works is for the store to say.
+    /// Reads a token.
     pub(super) fn parse(token: &str) -> Option<Self> {
-        let (erasures, rest) = token.split_once('.')?;
+        let (store_id, rest) = token.split_once('.')?;
+        let store_id = u64::from_str_radix(store_id, 16).ok()?;
+        let (erasures, rest) = rest.split_once('.')?;
         let (cursor, player) = match rest.split_once('.') {
             None => (rest, None),
             Some((cursor, player)) => (cursor, Some(player)),
@@ -82,7 +93,13 @@ impl Place {
                 Records::After(Some(player))
             }
         };
-        Some(Self { erasures: erasures.parse().ok()?, cursor: Cursor::new(cursor), records })
+        let (erasures, cursor) = (erasures.parse().ok()?, Cursor::new(cursor));
+        Some(Self { store_id, erasures, cursor, records })
+    }
+
+    /// Whether it is a place of this title in this store.
+    pub(super) fn is_of(&self, store: &dyn Store, title: &Title) -> bool {
+        self.store_id == store.id() && store.position(title, &self.cursor).is_some()
     }
 }
 
@@ -102,16 +119,16 @@ pub(super) fn export(
             Some(place) => (place, Vec::new()),
             None => {
                 let (cursor, page) = begin(&*store, &title).await?;
-                (Place { erasures, cursor, records: Records::NotYet }, page)
+                let (store_id, records) = (store.id(), Records::NotYet);
+                (Place { store_id, erasures, cursor, records }, page)
             }
         };
-        let Place { erasures, cursor, records } = place;
+        let Place { erasures, cursor, records, .. } = place;
         let mut feed = Feed { store: &*store, title: &title, erasures, stop, cursor };
         if is_new {
             yield item(start(&*store, &catalog, feed.position()));
         }
-        let newest = store.feed_bounds(&title).await.map_err(status::from_store)?.newest;
-        let head = store.position(&title, &newest).unwrap_or(0);
+        let head = feed.head().await?;
         let mut given = 0;
         let mut last_player = match records {
             Records::After(player) => player,
@@ -160,27 +177,28 @@ pub(super) fn export(
                 }
             }
         }
-        let newest = store.feed_bounds(&title).await.map_err(status::from_store)?.newest;
-        let head = store.position(&title, &newest).unwrap_or(0);
+        let head = feed.head().await?;
         while feed.position() < head {
             for event in feed.next(&mut touched).await? {
                 end.events += 1;
                 yield item(event);
             }
         }
-        for player in std::mem::take(&mut touched) {
-            let key = PlayerKey { title: title.clone(), player };
-            let records = store.player_records(&key).await.map_err(status::from_store)?;
-            feed.check()?;
-            while feed.position() < newest_event(&records) {
-                for event in feed.next(&mut touched).await? {
-                    end.events += 1;
-                    yield item(event);
+        for _ in 0..ROUNDS_MAX {
+            for player in std::mem::take(&mut touched) {
+                let key = PlayerKey { title: title.clone(), player };
+                let records = store.player_records(&key).await.map_err(status::from_store)?;
+                feed.check()?;
+                while feed.position() < newest_event(&records) {
+                    for event in feed.next(&mut touched).await? {
+                        end.events += 1;
+                        yield item(event);
+                    }
                 }
-            }
-            for (node, stored) in records {
-                end.records += 1;
-                yield item(record_message(&key.player, &node, &stored));
+                for (node, stored) in records {
+                    end.records += 1;
+                    yield item(record_message(&key.player, &node, &stored));
+                }
             }
         }
         for subscription in store.subscriptions(&title).await.map_err(status::from_store)? {
@@ -225,8 +243,15 @@ struct Feed<'a> {
 }
 
 impl Feed<'_> {
+    /// A cursor of the feed always has a place.
     fn position(&self) -> u64 {
         self.store.position(self.title, &self.cursor).unwrap_or(0)
+    }
+
+    /// Where the feed ends now.
+    async fn head(&self) -> Result<u64, Status> {
+        let bounds = self.store.feed_bounds(self.title).await.map_err(status::from_store)?;
+        Ok(self.store.position(self.title, &bounds.newest).unwrap_or(0))
     }
 
     /// What comes next; nothing at the feed's end.
@@ -251,6 +276,10 @@ impl Feed<'_> {
     /// What comes next, while records are given; notes whose it is.
     async fn next(&mut self, touched: &mut HashSet<PlayerId>) -> Result<Vec<Kind>, Status> {
         let page = self.read().await?;
+        if page.is_empty() {
+            // A record is shown a moment before its event is.
+            sleep(NOT_YET_PAUSE).await;
+        }
         for (key, ..) in page.iter().filter_map(|entry| entry.event.of()) {
             if touched.len() < TOUCHED_MAX {
                 touched.insert(key.player.clone());
@@ -279,8 +308,8 @@ impl Feed<'_> {
     }
 
     fn checkpoint(&self, records: Records) -> v1::ExportRecordsResponse {
-        let (erasures, cursor) = (self.erasures, self.cursor.clone());
-        let token = Place { erasures, cursor, records }.token();
+        let (store_id, erasures) = (self.store.id(), self.erasures);
+        let token = Place { store_id, erasures, cursor: self.cursor.clone(), records }.token();
         item(Kind::Checkpoint(v1::Checkpoint { token }))
     }
 }
@@ -308,12 +337,13 @@ mod tests {
         for player in [None, Some("p"), Some("a.b/玩家 ")] {
             let player = player.map(|player| PlayerId::parse(player).unwrap());
             let (cursor, records) = (Cursor::new("AQ-_"), Records::After(player));
-            let place = Place { erasures: 3, cursor, records };
+            let place = Place { store_id: u64::MAX, erasures: 3, cursor, records };
             assert_eq!(Place::parse(&place.token()), Some(place));
         }
-        let place = Place { erasures: 0, cursor: Cursor::new("AQ"), records: Records::NotYet };
+        let (cursor, records) = (Cursor::new("AQ"), Records::NotYet);
+        let place = Place { store_id: 7, erasures: 0, cursor, records };
         assert_eq!(Place::parse(&place.token()), Some(place));
-        for token in ["AQ", "x.AQ", "1.AQ.!", "1.AQ.AA", "1.AQ.a.b"] {
+        for token in ["AQ", "1.AQ", "x.1.AQ", "1.x.AQ", "1.1.AQ.!", "1.1.AQ.AA", "1.1.AQ.a.b"] {
             assert_eq!(Place::parse(token), None, "{token:?}");
         }
     }

@@ -18,7 +18,7 @@ use crate::{
     catalog::Catalogs,
     domain::Title,
     proto::v1,
-    store::{CatalogError, Imported, Store, transfer::Item},
+    store::{CatalogError, Imported, Store, Times, transfer::Item},
 };
 
 /// Most bytes of messages that wait for one step of the store.
@@ -124,7 +124,7 @@ async fn store_step(store: &dyn Store, title: &Title, step: &mut Step) -> Result
     let Step { mut items, mut numbers, .. } = std::mem::take(step);
     let mut all = Imported::default();
     while !items.is_empty() {
-        let imported = store.import(title, items).await;
+        let imported = store.import(title, items, Times::Checked).await;
         let (imported, rest) = imported.map_err(|error| status::from_import(error, &numbers))?;
         all.stored += imported.stored;
         all.present += imported.present;

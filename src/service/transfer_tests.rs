@@ -10,7 +10,7 @@ use crate::{
         Completion, ExportStart, ExportedEvent, ExportedLateUpdate, ExportedPastEvent,
         ExportedRecord, ExportedSubscription, ExportedUpdate, TitleItem, title_item,
     },
-    store::{Operations, Store, sled::SledStore},
+    store::{Operations, Store, Times, sled::SledStore},
     testing::{TestClock, Update, node_id, player, title},
 };
 
@@ -145,7 +145,7 @@ proptest! {
         for item in items {
             let piece = piece(TitleItem { item: Some(item) }, &title("t"));
             if let Ok(Piece::Item(item) | Piece::Start { item, .. }) = piece {
-                let _ = runtime.block_on(store.import(&title("t"), vec![item]));
+                let _ = runtime.block_on(store.import(&title("t"), vec![item], Times::Checked));
             }
         }
         runtime.block_on(use_it(&store));

@@ -14,7 +14,7 @@ use super::{
     Answered, Applied, ApplyError, CatalogError, Erased, FeedBounds, FeedError, FeedSource,
     ImportError, Imported, Operations, PlayerRecords, Rarity, ResetDone, ResetError, Retention,
     SUBSCRIPTIONS_MAX, Store, StoreError, StoreHealth, StoredCatalog, StoredRecord, Subscription,
-    SubscriptionError, TITLES_MAX,
+    SubscriptionError, TITLES_MAX, Times,
     cursor::CursorCodec,
     transfer::{self, Item, Target},
 };
@@ -311,6 +311,7 @@ impl Operations for MemoryStore {
         &self,
         title: &Title,
         items: Vec<Item>,
+        times: Times,
     ) -> Result<(Imported, Vec<Item>), ImportError> {
         let inner = &mut *self.inner.lock();
         let feed = inner.feeds.entry(title.clone()).or_default();
@@ -328,7 +329,7 @@ impl Operations for MemoryStore {
             },
             subscriptions: inner.subscriptions.clone(),
         };
-        let imported = transfer::import(&mut copy, title, items)?;
+        let imported = transfer::import(&mut copy, title, items, times)?;
         let TitleCopy { records, feed, subscriptions, .. } = copy;
         feed.changes.send_replace(());
         inner.feeds.insert(title.clone(), feed);

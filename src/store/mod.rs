@@ -27,7 +27,9 @@ use crate::domain::{
 };
 
 pub use memory::MemoryStore;
-pub use operate::{Erased, ImportError, Imported, Operations, Rarity, ResetDone, ResetError};
+pub use operate::{
+    Erased, ImportError, Imported, Operations, Rarity, ResetDone, ResetError, Times,
+};
 pub use stored::{PAST_EVENTS_MAX, PastEvent, PlayerRecords, StoredRecord};
 
 /// Most titles of one store; each has a little memory of its own for as long as it runs.

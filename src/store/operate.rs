@@ -52,7 +52,17 @@ pub trait Operations: FeedSource {
         &self,
         title: &Title,
         items: Vec<Item>,
+        times: Times,
     ) -> Result<(Imported, Vec<Item>), ImportError>;
+}
+
+/// Whether times of the future are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Times {
+    /// No: whatever is stored behind them would get them too.
+    Checked,
+    /// They are those of this very store.
+    Trusted,
 }
 
 /// What a reset did.

@@ -2,7 +2,7 @@
 
 use super::{
     FeedError, ImportError, Imported, PAST_EVENTS_MAX, ResetDone, ResetError, Retention,
-    StoredRecord,
+    StoredRecord, Times,
     contract_tests::{Subject, contract, memory, on_sled},
     transfer::Item,
 };
@@ -85,7 +85,7 @@ impl Subject {
     }
 
     async fn import(&self, items: Vec<Item>) -> Result<Imported, ImportError> {
-        let (imported, rest) = self.store.import(&title("t"), items).await?;
+        let (imported, rest) = self.store.import(&title("t"), items, Times::Checked).await?;
         assert!(rest.is_empty(), "they are few");
         Ok(imported)
     }
@@ -223,6 +223,18 @@ contract! {
         );
         let again = subject.import(items).await.unwrap();
         assert_eq!(again, Imported { stored: 0, present: count, kept: 0 });
+        // The source forgets what has left its feed, and what was imported is still here.
+        let keep = Retention { count: Some(1), ..Retention::default() };
+        while source.store.trim_feed(&title("t"), keep).await.unwrap() > 0 {}
+        source.reset("e", None).await.unwrap();
+        source.complete("e", "n").await;
+        subject.import(source.items().await).await.unwrap();
+        let past = async |of: &Subject| {
+            let records = of.records().await;
+            let of_e = records.iter().find(|(player, node, _)| player == "e" && node == "n");
+            of_e.unwrap().2.past.len()
+        };
+        assert_eq!((past(&source).await, past(&subject).await), (1, 2));
 
         let retry = Update::of("t", "e").set("m", 9, Some(Change::Delta(2)), Some("x"), Some(0));
         assert!(subject.store.apply(retry.id("e1").build()).await.unwrap().replayed);

@@ -6,7 +6,7 @@
 //! record has its completion, and each event its record. A record that comes behind brings the
 //! rest.
 
-use super::{ImportError, Imported, StoreError, StoredRecord};
+use super::{ImportError, Imported, PAST_EVENTS_MAX, StoreError, StoredRecord, Times};
 use crate::domain::{
     Entry, EpochSeconds, Event, NodeId, PlayerId, PlayerKey, REMEMBERED_UPDATES, Record,
     Remembered, State, SubscriptionName, Title, Version,
@@ -87,6 +87,8 @@ enum Fate {
     Present,
     /// What is there is newer.
     Kept,
+    /// It says nothing.
+    Nothing,
 }
 
 /// Why an item has no fate.
@@ -116,15 +118,18 @@ pub(super) fn import(
     target: &mut dyn Target,
     title: &Title,
     items: Vec<Item>,
+    times: Times,
 ) -> Result<(Imported, Vec<Item>), ImportError> {
     let mut imported = Imported::default();
     let mut items = items.into_iter().enumerate();
     while !target.is_full() {
         let Some((index, item)) = items.next() else { break };
-        match check_time(target, &item).and_then(|()| import_item(target, title, item)) {
+        let checked = check_times(target, &item, times);
+        match checked.and_then(|()| import_item(target, title, item)) {
             Ok(Fate::Stored) => imported.stored += 1,
             Ok(Fate::Present) => imported.present += 1,
             Ok(Fate::Kept) => imported.kept += 1,
+            Ok(Fate::Nothing) => {}
             Err(Trouble::Refused(problem)) => return Err(ImportError::Refused { index, problem }),
             Err(Trouble::Store(error)) => return Err(error.into()),
         }
@@ -132,16 +137,29 @@ pub(super) fn import(
     Ok((imported, items.map(|(_, item)| item).collect()))
 }
 
-/// Refuses times of the future: what is stored after them would get them too.
-fn check_time(target: &dyn Target, item: &Item) -> Result<(), Trouble> {
+/// Refuses an event that was stored before it happened, and times of the future.
+fn check_times(target: &dyn Target, item: &Item, times: Times) -> Result<(), Trouble> {
     let newest = match item {
-        Item::Entry { entry, .. } => entry.stored_at,
+        Item::Entry { entry, .. } => {
+            let happened_at = match &entry.event {
+                Event::Completion(completion) => completion.completed_at,
+                Event::Reset(reset) => reset.reset_at,
+                Event::Erased => entry.stored_at,
+            };
+            if happened_at > entry.stored_at {
+                return Err(Trouble::Refused("was stored before it happened".to_owned()));
+            }
+            entry.stored_at
+        }
         Item::Record { stored, .. } => {
             let Record { state, reset_at, .. } = &stored.record;
             state.completed_at.max(*reset_at)
         }
         Item::FeedStart { .. } | Item::Subscription { .. } => return Ok(()),
     };
+    if times == Times::Trusted {
+        return Ok(());
+    }
     match newest.get() <= target.now().get().saturating_add(AHEAD_SECONDS_MAX) {
         true => Ok(()),
         false => Err(Trouble::Refused(format!(
@@ -154,6 +172,7 @@ fn check_time(target: &dyn Target, item: &Item) -> Result<(), Trouble> {
 fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fate, Trouble> {
     let (trimmed_through, head, newest_stored_at) = target.ends();
     match item {
+        Item::FeedStart { position: 0 } => Ok(Fate::Nothing),
         Item::FeedStart { position } if position <= head => Ok(Fate::Present),
         Item::FeedStart { position } if head > 0 => Err(Trouble::Refused(format!(
             "begins the feed with event {}, and the title goes on with {}: import into a title \
@@ -309,10 +328,17 @@ fn merge(
         of.events().filter(|event| event.sequence > trimmed_through).collect()
     };
     let has_come = item.events().all(|event| event.sequence <= head);
-    if !has_come || retained(stored) != retained(&item) {
+    let (here, there) = (retained(stored), retained(&item));
+    // Events that have left the other store's feed may still be in this one.
+    if !has_come || !here.ends_with(&there) {
         return Err("is a record that does not go with the events before it; import the whole \
                     export, from its beginning"
             .to_owned());
+    }
+    let mut item = item;
+    item.past.splice(..0, here[..here.len() - there.len()].iter().copied());
+    if item.past.len() > PAST_EVENTS_MAX {
+        return Err("has more events here than a record may have".to_owned());
     }
     if *stored == item {
         return Ok(Merged::Present);

@@ -6,6 +6,7 @@ import pathlib
 import shlex
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -20,6 +21,7 @@ def commands(readme):
     text = (ROOT / readme).read_text(encoding="utf-8")
     blocks = text.split("```sh\n")[1:]
     lines = "\n".join(block.split("```")[0] for block in blocks).replace("\\\n", " ")
+    lines = lines.replace('"$(date +%s)"', str(int(time.time())))
     return [line for line in lines.splitlines() if line.startswith(("grpcurl ", "curl "))]
 
 

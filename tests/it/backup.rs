@@ -187,8 +187,8 @@ async fn an_export_that_was_cut_off_goes_on_where_it_was() {
         assert!(!Path::new(&file(&format!("{n}.part"))).exists());
         let again = fs::read_to_string(file(&n.to_string())).unwrap();
         let said = run(&["import", &format!("t{n}"), &file(&n.to_string()), "--server", &url]);
-        let lines = again.lines().count() - 1;
-        assert!(said.starts_with(&format!("{lines} lines")), "{said}");
+        let items = again.lines().count() - 1;
+        assert!(said.starts_with(&format!("{items} items")), "{said}");
         let records = get(&mut server.storage().await, &format!("t{n}"), "p79").await;
         assert_eq!(records.len(), NODES);
     }
@@ -238,6 +238,10 @@ async fn two_exports_of_one_name_do_not_mix() {
     }
     drop(part);
     run(&["export", "t", &file, "--server", &server.url()]);
+    refused(&["export", "nothing", &path(dir.path(), "u"), "--server", &server.url()]);
+    let left = fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().file_name());
+    let parts = left.filter(|name| name.to_string_lossy().ends_with(".part"));
+    assert_eq!(parts.count(), 0, "what was refused leaves nothing");
 }
 
 #[tokio::test]
@@ -252,9 +256,14 @@ async fn an_export_whose_place_is_gone_is_begun_anew() {
     assert!(erased.status.success());
     run(&["export", "t", &file("u"), "--server", &url]);
     let said = run(&["import", "v", &file("u"), "--server", &url]);
-    // The beginning of a feed that has lost nothing is there before.
-    assert!(said.contains(" 1 there already"), "{said}");
-    // Of another server.
+    assert!(said.contains(" 0 there already"), "{said}");
+    // Of another title and another server, without an event.
+    for node in ["n0", "n1"] {
+        server.apply("quiet", &[(node, 2)]).await;
+    }
+    fs::write(file("q.part"), &whole[..whole.len() / 2]).unwrap();
+    run(&["export", "quiet", &file("q"), "--server", &url]);
+    assert_eq!(fs::read_to_string(file("q")).unwrap().lines().count(), 3, "begin, end and seal");
     let other = tempfile::tempdir().unwrap();
     let server = filled(other.path(), 2).await;
     fs::write(file("w.part"), &whole[..whole.len() / 2]).unwrap();

@@ -159,8 +159,8 @@ async fn a_title_moves_with_everything_it_has() {
     let items = exported(&source, "t", "").await.unwrap();
     let (target, dir) = empty();
     let told = imported(&target, "t", &items).await.unwrap();
-    // All but the end can be stored.
-    assert_eq!((told.items, told.stored + told.present), (len(&items), len(&items) - 1));
+    // All but the beginning, of a feed that has lost nothing, and the end can be stored.
+    assert_eq!((told.items, told.stored + told.present), (len(&items), len(&items) - 2));
     assert_eq!(told.kept, 0);
     let target = restarted(target, &dir);
     assert_eq!(contents(&target, "t").await, contents(&source, "t").await);
@@ -214,12 +214,12 @@ async fn retries_of_before_the_move_are_recognised_and_versions_go_on() {
     assert!(sync(&target, &late_ones()).await.iter().all(|told| told.replayed));
 
     let again = imported(&target, "t", &items).await.unwrap();
-    assert_eq!((again.stored, again.present, again.kept), (0, len(&items) - 1, 0));
+    assert_eq!((again.stored, again.present, again.kept), (0, len(&items) - 2, 0));
     let newer = complete(&target, "a", "m").await;
     assert!(newer.newly_completed);
     assert_eq!(newer.updated.unwrap().version, 2);
     let again = imported(&target, "t", &items).await.unwrap();
-    assert_eq!((again.stored, again.present, again.kept), (0, len(&items) - 2, 1));
+    assert_eq!((again.stored, again.present, again.kept), (0, len(&items) - 3, 1));
     let target = restarted(target, &dir);
     assert_eq!(get(&mut target.storage().await, "t", "a").await[0].version, 2, "it stays newer");
 }

@@ -75,8 +75,8 @@ use self::{
 use super::{
     Answered, CatalogError, Erased, FeedBounds, FeedError, FeedSource, ImportError, Imported,
     Operations, PlayerRecords, Rarity, ResetDone, ResetError, Retention, Store, StoreError,
-    StoreHealth, StoredCatalog, StoredRecord, Subscription, SubscriptionError, cursor::CursorCodec,
-    poisoned, transfer::Item,
+    StoreHealth, StoredCatalog, StoredRecord, Subscription, SubscriptionError, Times,
+    cursor::CursorCodec, poisoned, transfer::Item,
 };
 use crate::{
     clock::Clock,
@@ -426,10 +426,11 @@ impl Operations for SledStore {
         &self,
         title: &Title,
         items: Vec<Item>,
+        times: Times,
     ) -> Result<(Imported, Vec<Item>), ImportError> {
         let title = title.clone();
         let import = move |committer: &mut Committer, group: &mut Group| {
-            operations::import(committer, group, &title, items)
+            operations::import(committer, group, &title, items, times)
         };
         self.work(Room::Alone, import).await
     }

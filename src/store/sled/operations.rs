@@ -19,7 +19,7 @@ use crate::{
     },
     proto::rows::CompletionRow,
     store::{
-        Erased, ImportError, Imported, ResetDone, ResetError, StoreError, StoredRecord,
+        Erased, ImportError, Imported, ResetDone, ResetError, StoreError, StoredRecord, Times,
         transfer::{self, Item, Target},
     },
 };
@@ -115,11 +115,12 @@ pub(super) fn import(
     group: &mut Group,
     title: &Title,
     items: Vec<Item>,
+    times: Times,
 ) -> Result<(Imported, Vec<Item>), ImportError> {
     // Apart from the group, which stays empty where something is refused.
     let appended = HashMap::new();
     let mut target = GroupTarget { committer, group: Group::default(), title, appended };
-    let imported = transfer::import(&mut target, title, items);
+    let imported = transfer::import(&mut target, title, items, times);
     let GroupTarget { committer, group: staged, .. } = target;
     match imported {
         Ok(_) => *group = staged,
