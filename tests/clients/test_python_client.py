@@ -12,7 +12,13 @@ import time
 
 import grpc
 import pytest
-from accolade.v1 import catalog_pb2, catalog_pb2_grpc, storage_pb2
+from accolade.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    catalog_pb2,
+    catalog_pb2_grpc,
+    storage_pb2,
+)
 from accolade_client import CONFLICT, CONFLICTS_MAX, AsyncClient, Client, modsdk
 from conftest import ROOT, Server
 
@@ -46,8 +52,9 @@ class Waiting:
     def __getattr__(self, name):
         return getattr(self.client, name)
 
-    def first(self, count, *arguments, **named):
-        watch = self.client.watch(*arguments, **named)
+    def first(self, count, *arguments, events=False, **named):
+        follow = self.client.watch_events if events else self.client.watch
+        watch = follow(*arguments, **named)
         found = [next(watch) for _ in range(count)]
         watch.close()
         return found
@@ -68,10 +75,12 @@ class Awaiting:
         method = getattr(self.client, name)
         return lambda *a, **n: self.loop.run_until_complete(method(*a, **n))
 
-    def first(self, count, *arguments, **named):
+    def first(self, count, *arguments, events=False, **named):
+        follow = self.client.watch_events if events else self.client.watch
+
         async def first():
             found = []
-            watch = self.client.watch(*arguments, **named)
+            watch = follow(*arguments, **named)
             async for completion in watch:
                 found.append(completion)
                 if len(found) == count:
@@ -251,6 +260,23 @@ def test_a_watch_tells_of_whom_it_is_asked(server, client_of):
     assert [it.player_id for it in found] == ["a", "c"]
     [found] = client.first(1, "t", after=found[0].cursor)
     assert found.player_id == "b"
+
+
+def test_resets_are_told_to_whoever_asks(server, client_of):
+    client = client_of(server.address)
+    client.add("t", "a", "once", 1)
+    with grpc.insecure_channel(server.address) as channel:
+        reset = admin_pb2.ResetAchievementRequest(
+            title="t", player_id="a", node_id="once", reason="refunded"
+        )
+        admin_pb2_grpc.AdminServiceStub(channel).ResetAchievement(reset)
+    client.add("t", "a", "once", 1)
+    found = client.first(3, "t", after="", events=True)
+    kinds = [type(it).__name__ for it in found]
+    assert kinds == ["Completion", "Reset", "Completion"]
+    assert found[1].reason == "refunded"
+    found = client.first(2, "t", after="")
+    assert [it.version for it in found] == [1, 3]
 
 
 def test_what_does_not_pass_is_told_at_once(server, client_of):

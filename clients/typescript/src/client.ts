@@ -15,10 +15,12 @@ import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import { type CallOptions, Code, ConnectError, createClient } from "@connectrpc/connect";
 import type { Client as ServiceClient } from "@connectrpc/connect";
 
+import { AdminService } from "./gen/accolade/v1/admin_pb.js";
 import { CatalogService } from "./gen/accolade/v1/catalog_pb.js";
 import {
   type Completion,
   CompletionService,
+  type Reset,
   WatchCompletionsRequestSchema,
 } from "./gen/accolade/v1/completion_pb.js";
 import {
@@ -101,6 +103,7 @@ export class Client {
   readonly storage: ServiceClient<typeof AchievementStorageService>;
   readonly completion: ServiceClient<typeof CompletionService>;
   readonly catalog: ServiceClient<typeof CatalogService>;
+  readonly admin: ServiceClient<typeof AdminService>;
 
   readonly #connection: Connection;
   readonly #deadlineMs: number;
@@ -122,6 +125,7 @@ export class Client {
     this.storage = createClient(AchievementStorageService, transport);
     this.completion = createClient(CompletionService, transport);
     this.catalog = createClient(CatalogService, transport);
+    this.admin = createClient(AdminService, transport);
   }
 
   /** Ends all calls and watches. */
@@ -202,14 +206,27 @@ export class Client {
   }
 
   /**
-   * Follows completions; each comes once, in order, over any number of connections.
+   * Follows completions; each comes once, in order, over any number of connections. Resets are
+   * passed over.
    *
    * Keep a completion's cursor together with what it causes, and begin `after` it the next time.
    */
   async *watch(
     title: string,
-    { after, playerIds = [], achievementIds = [], signal }: WatchOptions = {},
+    options: WatchOptions = {},
   ): AsyncGenerator<Completion, void, undefined> {
+    for await (const event of this.watchEvents(title, options)) {
+      if (event.$typeName === "accolade.v1.Completion") {
+        yield event;
+      }
+    }
+  }
+
+  /** Like `watch`, and tells of resets too: for whoever must take something back. */
+  async *watchEvents(
+    title: string,
+    { after, playerIds = [], achievementIds = [], signal }: WatchOptions = {},
+  ): AsyncGenerator<Completion | Reset, void, undefined> {
     const request = create(WatchCompletionsRequestSchema, {
       title,
       playerIds: [...playerIds],
@@ -246,7 +263,7 @@ export class Client {
               request.after = event.value.cursor;
               pauses = new Pauses();
             }
-            if (event.case === "completion") {
+            if (event.case === "completion" || event.case === "reset") {
               // Silence is the server's, not that of whoever follows.
               stream.rests();
               yield event.value;

@@ -10,6 +10,7 @@ export { CONFLICT, CONFLICTS_MAX, Client, STORED } from "./client.js";
 export type { AddOptions, ClientOptions, WatchOptions } from "./client.js";
 export type { HttpVersion, Protocol } from "./transport.js";
 
+export * from "./gen/accolade/v1/admin_pb.js";
 export * from "./gen/accolade/v1/catalog_pb.js";
 export * from "./gen/accolade/v1/completion_pb.js";
 export * from "./gen/accolade/v1/storage_pb.js";

@@ -259,6 +259,22 @@ test("a watch tells of whom it is asked", async () => {
   }
 });
 
+test("resets are told to whoever asks", async () => {
+  const it = client();
+  await it.add(title, "a", "once", 1n);
+  await it.admin.resetAchievement({ title, playerId: "a", nodeId: "once", reason: "refunded" });
+  await it.add(title, "a", "once", 1n);
+  const found: string[] = [];
+  for await (const event of it.watchEvents(title, { after: "" })) {
+    found.push(event.$typeName === "accolade.v1.Reset" ? event.reason : String(event.version));
+    if (found.length === 3) {
+      break;
+    }
+  }
+  assert.deepEqual(found, ["1", "refunded", "3"]);
+  assert.deepEqual(await first(2, it, { after: "" }), ["a", "a"]);
+});
+
 test("a watch ends with its signal, and with its client", async () => {
   const it = client();
   const ending = new AbortController();

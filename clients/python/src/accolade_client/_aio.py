@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Any, AsyncIterator, List, Optional, Sequence, Type
+from typing import Any, AsyncIterator, List, Optional, Sequence, Type, Union
 
 import grpc
 import grpc.aio
@@ -118,7 +118,7 @@ class AsyncClient:
             except StopIteration as done:
                 return done.value  # type: ignore[no-any-return]
 
-    async def watch(
+    def watch(
         self,
         title: str,
         *,
@@ -128,19 +128,37 @@ class AsyncClient:
     ) -> AsyncIterator[completion_pb2.Completion]:
         """Follows completions: from now on, or `after` a cursor; `""` stands for the oldest.
 
-        Resumes by itself. Keep a completion's cursor together with what it causes.
+        Resumes by itself. Keep a completion's cursor together with what it causes. Resets are
+        passed over.
         """
         request = _rules.watch_request(title, after, player_ids, node_ids)
+        return self._follow(request, ("completion",))
+
+    def watch_events(
+        self,
+        title: str,
+        *,
+        after: Optional[str] = None,
+        player_ids: Sequence[str] = (),
+        node_ids: Sequence[str] = (),
+    ) -> AsyncIterator[Union[completion_pb2.Completion, completion_pb2.Reset]]:
+        """Like `watch`, and tells of resets too: for whoever must take something back."""
+        request = _rules.watch_request(title, after, player_ids, node_ids)
+        return self._follow(request, ("completion", "reset"))
+
+    async def _follow(
+        self, request: completion_pb2.WatchCompletionsRequest, kinds: Sequence[str]
+    ) -> AsyncIterator[Any]:
         pauses = _rules.Pauses()
         while not self._is_closed:
             stream = self._completions.WatchCompletions(request, metadata=self._metadata)
             try:
                 async for message in stream:
-                    moved, completion = _rules.take(request, message)
+                    moved, event = _rules.take(request, message, kinds)
                     if moved:
                         pauses = _rules.Pauses()
-                    if completion is not None:
-                        yield completion
+                    if event is not None:
+                        yield event
                 pause = _rules.PAUSE_MIN
             except grpc.RpcError as error:
                 if self._is_closed:

@@ -7,7 +7,7 @@ import random
 import secrets
 import threading
 import time
-from typing import Any, Callable, Generator, Optional, Tuple
+from typing import Any, Callable, Generator, Optional, Sequence, Tuple
 
 import grpc
 from accolade.v1 import completion_pb2, storage_pb2
@@ -206,12 +206,14 @@ def watch_request(
 def take(
     request: completion_pb2.WatchCompletionsRequest,
     message: completion_pb2.WatchCompletionsResponse,
-) -> Tuple[bool, Optional[completion_pb2.Completion]]:
-    """Moves a watch to where a message is; tells whether it moved, and the completion if it is one."""
+    kinds: Sequence[str],
+) -> Tuple[bool, Any]:
+    """Moves a watch to where a message is; tells whether it moved, and what happened there, where
+    it is of one of these kinds."""
     kind = message.WhichOneof("event")
     if kind is None:
         return False, None
     event = getattr(message, kind)
     moved = not request.HasField("after") or request.after != event.cursor
     request.after = event.cursor
-    return moved, event if kind == "completion" else None
+    return moved, event if kind in kinds else None
