@@ -42,14 +42,14 @@ const REFLECTION: [&str; 2] = [
 ];
 
 /// A server with a file of tokens.
-struct Guarded {
-    server: Server,
+pub struct Guarded {
+    pub server: Server,
     file: PathBuf,
     _dir: tempfile::TempDir,
 }
 
 /// A token as the command makes it, and its entry for the file.
-fn token(name: &str, titles: &[&str], scopes: &[&str]) -> (String, String) {
+pub fn token(name: &str, titles: &[&str], scopes: &[&str]) -> (String, String) {
     let mut args = vec!["token", name];
     args.extend(titles.iter().flat_map(|title| ["--title", title]));
     args.extend(scopes.iter().flat_map(|scope| ["--scope", scope]));
@@ -62,7 +62,7 @@ fn token(name: &str, titles: &[&str], scopes: &[&str]) -> (String, String) {
 }
 
 impl Guarded {
-    fn start(entries: &str, args: &[&str]) -> Self {
+    pub fn start(entries: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tokens.toml");
         fs::write(&file, entries).unwrap();

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use tonic::Code;
 
 use crate::{
+    access::{Guarded, token},
     admin::{reset, take_back},
     support::{BINARY, Server, Watch, accolade, delta, get, reason, set, text},
 };
@@ -269,4 +270,23 @@ async fn an_export_whose_place_is_gone_is_begun_anew() {
     fs::write(file("w.part"), &whole[..whole.len() / 2]).unwrap();
     run(&["export", "t", &file("w"), "--server", &server.url()]);
     run(&["import", "x", &file("w"), "--server", &server.url()]);
+}
+
+#[tokio::test]
+async fn a_backup_by_a_token_that_does_not_see_all_titles_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (all, entry_of_all) = token("all", &[], &["admin"]);
+    let (some, entry_of_some) = token("some", &["demo"], &["admin"]);
+    let guarded = Guarded::start(&(entry_of_all + &entry_of_some), &[]);
+    let url = guarded.server.url();
+    let backup = |name: &str, token: &str| {
+        let held = path(dir.path(), &format!("{name}.token"));
+        fs::write(&held, token).unwrap();
+        accolade(&["backup", &path(dir.path(), name), "--server", &url, "--token-file", &held])
+    };
+    let refused = backup("some", &some);
+    assert_eq!(refused.status.code(), Some(64));
+    assert!(text(&refused.stderr).contains("every title"), "{}", text(&refused.stderr));
+    let whole = backup("all", &all);
+    assert!(whole.status.success(), "{}", text(&whole.stderr));
 }

@@ -3,8 +3,9 @@
 use accolade::{
     clock::{Clock, SystemClock},
     proto::v1::{
-        LateUpdate, ListCompletionsRequest, SetAchievementStorageResponse,
-        SyncAchievementStorageRequest, late_outcome::Outcome, late_update::Change,
+        LateUpdate, ListCompletionsRequest, SetAchievementStorageRequest,
+        SetAchievementStorageResponse, SyncAchievementStorageRequest, late_outcome::Outcome,
+        late_update::Change,
     },
 };
 use futures_util::future::join_all;
@@ -214,4 +215,27 @@ async fn a_record_takes_128_late_updates_in_30_days() {
     assert!(sync(&server, &updates[..128]).await.iter().all(|told| told.replayed));
     let told = set(&mut server.storage().await, delta("t", "p", "count", 1)).await;
     assert_eq!(told.updated.unwrap().progress, 129, "sets go on");
+}
+
+/// Goal: what was stored is answered, however long the texts beside it are.
+#[tokio::test]
+async fn records_with_long_texts_are_answered_without_them() {
+    let (server, _dir) = started().await;
+    let mut client = server.storage().await;
+    let mut updates = Vec::new();
+    for n in 0..256 {
+        let player = format!("p{n}");
+        let with_text = SetAchievementStorageRequest {
+            extra: Some("x".repeat(16_000)),
+            expected_version: Some(0),
+            ..delta("t", &player, "count", 1)
+        };
+        set(&mut client, with_text).await;
+        updates.push(late(&player, "count", Change::Delta(2), "id", now() - 5));
+    }
+    let told = sync(&server, &updates).await;
+    assert!(told.iter().all(|told| told.changed && told.updated.as_ref().unwrap().progress == 3));
+    assert!(told.iter().all(|told| told.updated.as_ref().unwrap().extra.is_empty()));
+    let kept = get(&mut client, "t", "p7").await;
+    assert_eq!(kept[0].extra.len(), 16_000, "it is left out of the answer only");
 }

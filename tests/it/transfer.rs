@@ -490,3 +490,29 @@ async fn an_export_over_an_erasure_is_to_be_begun_anew() {
     let target = restarted(target, &dir);
     agrees(&target, "t", &items).await;
 }
+
+/// Goal: a record that completes after it was given is given once more, with the ids it knows.
+#[tokio::test]
+async fn ids_of_sets_in_the_middle_of_an_export_are_known_after_the_move() {
+    let (source, _source_dir) = started().await;
+    complete_many(&source, 3000).await;
+    let request = ExportRecordsRequest { title: "t".to_owned(), after: String::new() };
+    let mut answers = source.operator().await.export_records(request).await.unwrap().into_inner();
+    let mut items = Vec::new();
+    let mut is_set = false;
+    let completes =
+        SetAchievementStorageRequest { request_id: "late".to_owned(), ..delta("t", "p0", "m", 3) };
+    while let Some(answer) = timeout(PATIENCE, answers.message()).await.unwrap().unwrap() {
+        let item = answer.item.unwrap().item.unwrap();
+        // What is not read holds the export back.
+        if matches!(item, Item::Record(_)) && !is_set {
+            is_set = true;
+            assert!(set(&mut source.storage().await, completes.clone()).await.newly_completed);
+        }
+        items.push(item);
+    }
+    let (target, _dir) = empty();
+    imported(&target, "t", &items).await.unwrap();
+    let retried = set(&mut target.storage().await, completes).await;
+    assert!(retried.replayed && retried.newly_completed, "{retried:?}");
+}
