@@ -147,7 +147,9 @@ fn check_times(target: &dyn Target, item: &Item, times: Times) -> Result<(), Tro
                 Event::Erased => entry.stored_at,
             };
             if happened_at > entry.stored_at {
-                return Err(Trouble::Refused("was stored before it happened".to_owned()));
+                return Err(Trouble::Refused(
+                    "was stored before it happened; import the file as it was exported".to_owned(),
+                ));
             }
             entry.stored_at
         }
@@ -202,7 +204,10 @@ fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fat
             head + 1
         ))),
         Item::Entry { position, entry } if entry.stored_at < newest_stored_at => {
-            Err(Trouble::Refused(format!("is event {position}, stored before the one it follows")))
+            Err(Trouble::Refused(format!(
+                "is event {position}, stored before the one it follows; import the file as it was \
+                 exported"
+            )))
         }
         Item::Entry { position, entry } => {
             if let Some((key, node, _)) = entry.event.of() {
@@ -282,9 +287,11 @@ fn after_event(
     let remembered = stored.record.remembered.iter().filter(recognised).cloned().collect();
     let late = stored.record.late.clone();
     match event {
-        Event::Completion(_) if stored.completion_sequence != 0 => {
-            Err(format!("completes {:?} {node:?} a second time without a reset", key.player))
-        }
+        Event::Completion(_) if stored.completion_sequence != 0 => Err(format!(
+            "completes {:?} {node:?} a second time without a reset; import the file as it was \
+                 exported",
+            key.player
+        )),
         Event::Completion(completion) => Ok(StoredRecord {
             record: Record {
                 state: State {

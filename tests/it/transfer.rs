@@ -516,3 +516,15 @@ async fn ids_of_sets_in_the_middle_of_an_export_are_known_after_the_move() {
     let retried = set(&mut target.storage().await, completes).await;
     assert!(retried.replayed && retried.newly_completed, "{retried:?}");
 }
+
+/// Goal: nothing lands in a title that nobody knows.
+#[tokio::test]
+async fn items_of_an_unknown_title_begin_with_its_catalogue() {
+    let (source, _source_dir) = started().await;
+    complete_many(&source, 2).await;
+    let items = exported(&source, "t", "").await.unwrap();
+    let (target, _dir) = empty();
+    let refused = imported(&target, "t", &items[1..]).await.unwrap_err();
+    assert_eq!((refused.code(), &*reason(&refused)), (Code::NotFound, "TITLE_NOT_FOUND"));
+    imported(&target, "t", &items).await.unwrap();
+}

@@ -184,6 +184,7 @@ impl Committer {
             stored.push(self.record(&update.key, item.node.definition().node_id(), group)?);
         }
         let (feed, mut ends) = self.feed(title, group);
+        let head = ends.head;
         let now = self.clock.now().max(ends.newest_stored_at);
         let nothing = Record::default();
         let records: Vec<_> =
@@ -234,7 +235,7 @@ impl Committer {
         }
         if !changes.is_empty() {
             group.stored += changes.len() as u64;
-            group.completions += ends.head - self.feed(title, group).1.head;
+            group.completions += ends.head - head;
             group.change(&update.key, changes, players);
             if feed.ends().head < ends.head {
                 group.feeds.insert(title.clone(), (feed, ends));
