@@ -19,6 +19,10 @@ use crate::{
     },
 };
 
+#[allow(dead_code, reason = "shared with the tests from outside")]
+#[path = "../tests/support/nats.rs"]
+pub(crate) mod nats;
+
 /// A clock that stands where it was put.
 #[derive(Default)]
 pub(crate) struct TestClock(AtomicU64);

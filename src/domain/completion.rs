@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, fmt, sync::Arc};
 
-use super::{EpochSeconds, Extra, Node, NodeId, PlayerId, PlayerKey, Progress, Reason, Version};
+use super::{
+    EpochSeconds, Extra, Node, NodeId, Outcome, PlayerId, PlayerKey, Progress, Reason, Record,
+    ResetUpdate, Version,
+};
 
 /// An opaque place in a title's feed, made and understood by a store alone. Cloning is cheap.
 #[derive(Clone, PartialEq, Eq)]
@@ -93,6 +96,37 @@ pub struct CompletionFilter {
     pub players: HashSet<PlayerId>,
     /// Only of these nodes; empty means all.
     pub nodes: HashSet<NodeId>,
+}
+
+impl Completion {
+    /// The one that `record` just made at `node`.
+    #[must_use]
+    pub fn of(key: &PlayerKey, node: &Arc<Node>, record: &Record) -> Self {
+        Self {
+            key: key.clone(),
+            node: node.clone(),
+            progress: record.state.progress,
+            completed_at: record.state.completed_at,
+            version: record.state.version,
+            extra: record.state.extra.clone(),
+        }
+    }
+}
+
+impl Reset {
+    /// The one that an update made, which was stored at `reset_at`.
+    #[must_use]
+    pub fn of(update: &ResetUpdate, outcome: &Outcome, reset_at: EpochSeconds) -> Self {
+        Self {
+            key: update.key.clone(),
+            node: update.node.clone(),
+            reason: update.reason.clone(),
+            progress: outcome.before.progress,
+            completed_at: outcome.before.completed_at,
+            version: outcome.after.version,
+            reset_at,
+        }
+    }
 }
 
 impl Event {

@@ -44,8 +44,6 @@ pub(super) struct Ready<T> {
 /// Entries that follow each other without a hole.
 #[derive(Debug)]
 pub(super) struct Batch<T> {
-    /// After this cursor comes the first.
-    pub(super) after: Cursor,
     pub(super) entries: Vec<Ready<T>>,
 }
 
@@ -146,10 +144,10 @@ impl<T: Send + Sync + 'static> Live<T> {
                 break;
             };
             if let Some(last) = page.last() {
-                let after = std::mem::replace(&mut cursor, last.cursor.clone());
+                cursor = last.cursor.clone();
                 let ready = |entry| Ready { message: (self.prepare)(&entry), entry };
                 let entries = page.into_iter().map(ready).collect();
-                ring.send(Batch { after, entries }).await;
+                ring.send(Batch { entries }).await;
                 METRICS.feed_lag(woken.elapsed());
             } else if changes.changed().await.is_err() {
                 break;

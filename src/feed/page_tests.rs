@@ -46,6 +46,10 @@ impl FeedSource for Overtaken {
         self.store.own_cursor(title, cursor)
     }
 
+    fn advanced(&self, title: &Title, cursor: &Cursor, entry: &Cursor) -> Option<Cursor> {
+        self.store.advanced(title, cursor, entry)
+    }
+
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.store.feed_changes(title)
     }

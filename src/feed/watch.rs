@@ -184,25 +184,27 @@ impl<T: Clone + Send + Sync + 'static> Live<T> {
                         }
                     },
                     Next::Live(batch) => {
-                        let known = match place {
-                            Place::Live => Some(0),
-                            _ => known(&batch, &cursor),
-                        };
-                        let new = known.map_or(&[][..], |known| &batch.entries[known..]);
-                        for Ready { entry, message } in new {
+                        for Ready { entry, message } in &batch.entries {
                             if drain.is_cancelled() {
                                 break;
                             }
-                            cursor = entry.cursor.clone();
+                            if let Place::CaughtUp = place {
+                                let advanced = this.store.advanced(&title, &cursor, &entry.cursor);
+                                let Some(advanced) = advanced else { continue };
+                                cursor = advanced;
+                                // From here on this reader and the live end go together.
+                                if cursor == entry.cursor {
+                                    place = Place::Live;
+                                }
+                            } else {
+                                cursor = entry.cursor.clone();
+                            }
                             if filter.admits(&entry.event)
                                 && let Some(message) = message
                             {
                                 yield FeedEvent::Entry(message.clone());
                                 last_sent = Instant::now();
                             }
-                        }
-                        if known.is_some() {
-                            place = Place::Live;
                         }
                     }
                     Next::FellBehind => place = Place::Behind,
@@ -246,14 +248,4 @@ enum Next<T> {
     FellBehind,
     Ended,
     Silence,
-}
-
-/// How many entries of a batch are at or before a cursor that the subscriber has reached;
-/// `None` where the whole batch is.
-fn known<T>(batch: &Batch<T>, cursor: &Cursor) -> Option<usize> {
-    if batch.after == *cursor {
-        return Some(0);
-    }
-    let place = batch.entries.iter().position(|ready| ready.entry.cursor == *cursor);
-    place.map(|place| place + 1)
 }

@@ -211,6 +211,17 @@ pub(super) fn from_store(error: StoreError) -> Status {
             "STORE_POISONED",
             "the store takes no more writes since one failed; the operator must look after it",
         ),
+        // What the engine said is for the operator; that it may pass is for the caller.
+        StoreError::Unavailable(cause) => {
+            tracing::warn!(%cause, "the store cannot be reached");
+            let message = "the store cannot be reached, or is choosing a leader; nothing was \
+                           stored: ask again";
+            let mut details =
+                ErrorDetails::with_error_info("STORE_UNAVAILABLE", DOMAIN, HashMap::new());
+            details.set_retry_info(Some(STREAM_RETRY_AFTER));
+            Status::with_error_details(Code::Unavailable, message, details)
+        }
+        StoreError::OutcomeUnknown => deadline_exceeded(),
         other => internal(&other),
     }
 }
@@ -233,6 +244,9 @@ pub(super) fn from_apply(error: ApplyError, prefix: impl Fn(usize) -> String) ->
         ApplyError::TooLarge { .. } => {
             let field = "updates".to_owned();
             invalid(vec![Violation { field, problem: format!("are too large: {error}") }])
+        }
+        ApplyError::PlayerTooLarge { .. } => {
+            refusal(Code::ResourceExhausted, "PLAYER_TOO_LARGE", error.to_string())
         }
         ApplyError::Store(error) => from_store(error),
     }

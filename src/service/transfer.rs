@@ -12,7 +12,7 @@ use crate::{
         Title, Version,
     },
     proto::v1::{self, exported_event, title_item::Item as Kind},
-    store::{PastEvent, StoredRecord, sled::EXTRA_BYTES_MAX, transfer::Item},
+    store::{PastEvent, StoredRecord, sled::EXTRA_BYTES_MAX, transfer::{Item, UNPLACED}},
 };
 
 /// What a message of an export says.
@@ -49,10 +49,17 @@ pub(super) fn event_message(position: u64, entry: &Entry) -> Kind {
     })
 }
 
-pub(super) fn record_message(player: &PlayerId, node: &NodeId, stored: &StoredRecord) -> Kind {
+/// Where the places of its events are not those of the export (`is_placed`), they are left out.
+pub(super) fn record_message(
+    player: &PlayerId,
+    node: &NodeId,
+    stored: &StoredRecord,
+    is_placed: bool,
+) -> Kind {
+    let position = |sequence| if is_placed { int(sequence) } else { 0 };
     let Record { state, completed_version, remembered, reset_at, late } = &stored.record;
     let past = stored.past.iter().map(|event| v1::ExportedPastEvent {
-        position: int(event.sequence),
+        position: position(event.sequence),
         version: int(event.version.get()),
         at: int(event.at.get()),
     });
@@ -74,7 +81,7 @@ pub(super) fn record_message(player: &PlayerId, node: &NodeId, stored: &StoredRe
         extra: state.extra.as_str().to_owned(),
         version: int(state.version.get()),
         completed_version: int(completed_version.get()),
-        completion_position: int(stored.completion_sequence),
+        completion_position: position(stored.completion_sequence),
         past: past.collect(),
         remembered: remembered.collect(),
         reset_at: int(reset_at.get()),
@@ -159,12 +166,19 @@ fn reset(it: &v1::Reset, title: &Title) -> Result<Reset, String> {
 }
 
 fn record_item(it: v1::ExportedRecord) -> Result<Item, String> {
-    let completed = [it.completed_at, it.completed_version, it.completion_position];
-    if completed.contains(&0) && completed != [0; 3] {
+    let (is_completed, is_placed) = (it.completed_at != 0, it.completion_position != 0);
+    if is_completed != (it.completed_version != 0) || (is_placed && !is_completed) {
         return Err("it is half completed".to_owned());
     }
     let version = Version::stored(positive("version", it.version)?);
-    let past: Result<Vec<_>, String> = it.past.iter().map(past_event).collect();
+    // Events without a place are found by their versions, which grow as places do.
+    let mut unplaced = UNPLACED..;
+    let mut place = |position| match position {
+        0 => unplaced.next().unwrap_or(UNPLACED),
+        position => position,
+    };
+    let past: Result<Vec<_>, String> =
+        it.past.iter().map(|event| past_event(event, &mut place)).collect();
     let remembered: Result<Vec<_>, String> = it.remembered.iter().map(remembered).collect();
     let remembered = remembered?;
     let follows = remembered.is_sorted_by(|a, b| a.version < b.version)
@@ -175,6 +189,7 @@ fn record_item(it: v1::ExportedRecord) -> Result<Item, String> {
     if !follows || late.len() > LATE_UPDATES_MAX {
         return Err("it remembers updates that it cannot have had".to_owned());
     }
+    let past = past?;
     let stored = StoredRecord {
         record: Record {
             state: State {
@@ -188,8 +203,11 @@ fn record_item(it: v1::ExportedRecord) -> Result<Item, String> {
             reset_at: EpochSeconds::new(number("reset_at", it.reset_at)?),
             late,
         },
-        completion_sequence: number("completion_position", it.completion_position)?,
-        past: past?,
+        completion_sequence: match is_completed {
+            true => place(number("completion_position", it.completion_position)?),
+            false => 0,
+        },
+        past,
     };
     if !stored.is_sound() {
         return Err("its events do not follow each other".to_owned());
@@ -201,9 +219,12 @@ fn record_item(it: v1::ExportedRecord) -> Result<Item, String> {
     })
 }
 
-fn past_event(it: &v1::ExportedPastEvent) -> Result<PastEvent, String> {
+fn past_event(
+    it: &v1::ExportedPastEvent,
+    place: &mut impl FnMut(u64) -> u64,
+) -> Result<PastEvent, String> {
     Ok(PastEvent {
-        sequence: positive("past.position", it.position)?,
+        sequence: place(number("past.position", it.position)?),
         version: Version::stored(positive("past.version", it.version)?),
         at: moment("past.at", it.at)?,
     })

@@ -1,15 +1,18 @@
 //! What every store must do, run on each of them.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{any::Any, collections::BTreeSet, sync::Arc};
 
 use super::{
     ApplyError, CatalogError, FeedError, FeedSource, MemoryStore, Retention, SUBSCRIPTIONS_MAX,
-    Store, Subscription, SubscriptionError, sled::SledStore,
+    Store, Subscription, SubscriptionError,
+    jetstream::{self, Address, JetStreamStore, Plan},
+    sled::SledStore,
 };
 use crate::{
     domain::{Change, Cursor, EpochSeconds, Refusal, Verdict},
     testing::{
-        TestClock, Update, catalog, completion_of, node_id, player, player_of, subscription, title,
+        TestClock, Update, catalog, completion_of, nats::Nats, node_id, player, player_of,
+        subscription, title,
     },
 };
 
@@ -20,19 +23,28 @@ const DAY: u64 = 24 * HOUR;
 pub(super) struct Subject {
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Arc<TestClock>,
-    _dir: Option<tempfile::TempDir>,
+    _kept: Box<dyn Any + Send + Sync>,
 }
 
 pub(super) fn memory() -> Subject {
     let clock = TestClock::at(1000);
-    Subject { store: Arc::new(MemoryStore::new(clock.clone())), clock, _dir: None }
+    Subject { store: Arc::new(MemoryStore::new(clock.clone())), clock, _kept: Box::new(()) }
 }
 
 pub(super) fn on_sled() -> Subject {
     let clock = TestClock::at(1000);
     let dir = tempfile::tempdir().unwrap();
     let store = SledStore::open(dir.path(), 1 << 20, clock.clone()).unwrap();
-    Subject { store: Arc::new(store), clock, _dir: Some(dir) }
+    Subject { store: Arc::new(store), clock, _kept: Box::new(dir) }
+}
+
+pub(super) async fn on_jetstream() -> Subject {
+    let clock = TestClock::at(1000);
+    let nats = tokio::task::spawn_blocking(|| Nats::start(1)).await.unwrap();
+    let address: Address = nats.url("ach").parse().unwrap();
+    jetstream::init(&address, Plan { partitions: 1, replicas: 1 }).await.unwrap();
+    let store = JetStreamStore::open(&address, 1 << 20, clock.clone()).await.unwrap();
+    Subject { store: Arc::new(store), clock, _kept: Box::new(nats) }
 }
 
 /// Declares each test once and runs it on every store.
@@ -43,6 +55,11 @@ macro_rules! contract {
         }
         mod sled_keeps_the_contract {
             $(#[tokio::test] async fn $name() { super::$name(super::on_sled()).await; })*
+        }
+        mod jetstream_keeps_the_contract {
+            $(#[tokio::test] async fn $name() {
+                super::$name(super::on_jetstream().await).await;
+            })*
         }
         $($(#[$doc])* async fn $name($subject: Subject) $body)*
     };

@@ -11,17 +11,18 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    Answered, Applied, ApplyError, CatalogError, Erased, FeedBounds, FeedError, FeedSource,
+    Answered, Applied, ApplyError, Bookmark, CatalogError, Erased, FeedBounds, FeedError, FeedSource,
     ImportError, Imported, Operations, PlayerRecords, Rarity, ResetDone, ResetError, Retention,
     SUBSCRIPTIONS_MAX, Store, StoreError, StoreHealth, StoredCatalog, StoredRecord, Subscription,
     SubscriptionError, TITLES_MAX, Times,
     cursor::CursorCodec,
+    stored::newest_event,
     transfer::{self, Item, Target},
 };
 use crate::{
     clock::Clock,
     domain::{
-        Catalog, Completion, Cursor, Entry, EpochSeconds, Event, NodeId, PlayerId, PlayerKey,
+        Catalog, Completion, Cursor, Entry, EpochSeconds, Event, NodeId, PlayerKey,
         PlayerUpdate, Reset, ResetRuling, ResetUpdate, State, SubscriptionName, Title, decide,
         decide_reset,
     },
@@ -147,14 +148,7 @@ impl MemoryStore {
             let mut sequence = stored.completion_sequence;
             if let Some(record) = write {
                 if outcome.newly_completed {
-                    let event = Event::Completion(Completion {
-                        key: update.key.clone(),
-                        node: item.node.clone(),
-                        progress: record.state.progress,
-                        completed_at: record.state.completed_at,
-                        version: record.state.version,
-                        extra: record.state.extra.clone(),
-                    });
+                    let event = Event::Completion(Completion::of(&update.key, &item.node, &record));
                     sequence = self.append(feed, &title, event, now);
                 }
                 let past = stored.past.clone();
@@ -196,6 +190,10 @@ impl FeedSource for MemoryStore {
         cursor.clone()
     }
 
+    fn advanced(&self, title: &Title, cursor: &Cursor, entry: &Cursor) -> Option<Cursor> {
+        (!self.reaches(title, cursor, entry)).then(|| entry.clone())
+    }
+
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.inner.lock().feeds.entry(title.clone()).or_default().changes.subscribe()
     }
@@ -206,29 +204,21 @@ impl Operations for MemoryStore {
     async fn reset(&self, update: ResetUpdate) -> Result<ResetDone, ResetError> {
         let mut inner = self.inner.lock();
         let Inner { records, feeds, .. } = &mut *inner;
-        let ResetUpdate { key, node, reason, .. } = &update;
+        let ResetUpdate { key, node, .. } = &update;
         let feed = feeds.entry(key.title.clone()).or_default();
         let now = self.clock.now().max(feed.newest_stored_at);
         let place = (key.clone(), node.clone());
         let stored = records.get(&place).cloned().unwrap_or_default();
         let ResetRuling { replayed, outcome, write } = decide_reset(&update, &stored.record, now);
-        let version = outcome.after.version;
         let Some(record) = write else {
+            let version = outcome.after.version;
             let told = stored.events().find(|event| replayed && event.version == version);
             let cursor = told.map(|event| self.cursors.encode(&key.title, event.sequence));
             return Ok(ResetDone { replayed, outcome, cursor });
         };
         let after = stored.reset(record, feed.head() + 1, feed.trimmed_through);
         let after = after.ok_or(ResetError::TooMany)?;
-        let event = Event::Reset(Reset {
-            key: key.clone(),
-            node: node.clone(),
-            reason: reason.clone(),
-            progress: outcome.before.progress,
-            completed_at: outcome.before.completed_at,
-            version,
-            reset_at: now,
-        });
+        let event = Event::Reset(Reset::of(&update, &outcome, now));
         let sequence = self.append(feed, &key.title, event, now);
         records.insert(place, after);
         let cursor = Some(self.cursors.encode(&key.title, sequence));
@@ -272,30 +262,44 @@ impl Operations for MemoryStore {
         self.id
     }
 
-    fn erasures(&self, title: &Title) -> u64 {
-        self.inner.lock().feeds.get(title).map_or(0, |feed| feed.erasures)
+    async fn erasures(&self, title: &Title) -> Result<u64, StoreError> {
+        Ok(self.inner.lock().feeds.get(title).map_or(0, |feed| feed.erasures))
     }
 
     fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64> {
         self.cursors.decode(title, cursor, 0)
     }
 
+    fn reaches(&self, title: &Title, cursor: &Cursor, other: &Cursor) -> bool {
+        self.position(title, cursor) >= self.position(title, other)
+    }
+
+    fn covers(
+        &self,
+        player: &PlayerKey,
+        records: &[(NodeId, StoredRecord)],
+        cursor: &Cursor,
+    ) -> bool {
+        self.position(&player.title, cursor) >= Some(newest_event(records))
+    }
+
     async fn full_records(
         &self,
         title: &Title,
-        after: Option<&PlayerId>,
-    ) -> Result<Vec<PlayerRecords>, StoreError> {
+        after: Option<&Bookmark>,
+    ) -> Result<(Vec<PlayerRecords>, Option<Bookmark>), StoreError> {
         let inner = self.inner.lock();
         let of_title = inner.records.iter().filter(|((key, _), _)| key.title == *title);
         let next =
-            of_title.map(|((key, _), _)| &key.player).find(|it| after.is_none_or(|a| *it > a));
-        let Some(player) = next else { return Ok(Vec::new()) };
+            of_title.map(|((key, _), _)| &key.player).find(|it| after.is_none_or(|a| it.as_str() > a.0.as_str()));
+        let Some(player) = next else { return Ok((Vec::new(), None)) };
         let of_player = inner
             .records
             .iter()
             .filter(|((key, _), _)| key.title == *title && key.player == *player);
         let records = of_player.map(|((_, node), stored)| (node.clone(), stored.clone()));
-        Ok(vec![(player.clone(), records.collect())])
+        let bookmark = Bookmark(player.as_str().to_owned());
+        Ok((vec![(player.clone(), records.collect())], Some(bookmark)))
     }
 
     async fn player_records(
@@ -509,6 +513,11 @@ impl Store for MemoryStore {
         let stored = StoredCatalog { title: title.clone(), revision: actual + 1, catalog };
         catalogs.insert(title.clone(), stored.clone());
         Ok(stored)
+    }
+
+    fn catalog_changes(&self) -> watch::Receiver<()> {
+        // Nobody else replaces any.
+        watch::Sender::new(()).subscribe()
     }
 
     async fn count_players(

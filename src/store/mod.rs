@@ -3,8 +3,11 @@
 //! atomic step.
 
 mod cursor;
+mod frame;
+pub mod jetstream;
 mod memory;
 mod operate;
+mod rows;
 pub mod sled;
 mod stored;
 pub mod transfer;
@@ -28,7 +31,7 @@ use crate::domain::{
 
 pub use memory::MemoryStore;
 pub use operate::{
-    Erased, ImportError, Imported, Operations, Rarity, ResetDone, ResetError, Times,
+    Bookmark, Erased, ImportError, Imported, Operations, Rarity, ResetDone, ResetError, Times,
 };
 pub use stored::{PAST_EVENTS_MAX, PastEvent, PlayerRecords, StoredRecord};
 
@@ -56,6 +59,10 @@ pub trait FeedSource: Send + Sync + 'static {
     /// A cursor as this store writes it: one that works may come from the store that this one was
     /// restored from. One that does not work stays as it is.
     fn own_cursor(&self, title: &Title, cursor: &Cursor) -> Cursor;
+
+    /// Where a reader at `cursor` is once it has read the entry at `entry` as well; `None` where it
+    /// had read that before. Readers of a feed need not all get its entries in the same order.
+    fn advanced(&self, title: &Title, cursor: &Cursor, entry: &Cursor) -> Option<Cursor>;
 
     /// Wakes whenever entries of a title became visible.
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()>;
@@ -119,6 +126,9 @@ pub trait Store: Operations {
         expected: u64,
         catalog: Arc<Catalog>,
     ) -> Result<StoredCatalog, CatalogError>;
+
+    /// Wakes when a catalogue may have been replaced by another server.
+    fn catalog_changes(&self) -> watch::Receiver<()>;
 
     /// How many players have a record of any of these nodes. Reads every record of the title.
     async fn count_players(
@@ -215,6 +225,12 @@ pub enum StoreError {
     /// The engine failed.
     #[error("the store failed: {0}")]
     Failed(String),
+    /// The engine cannot be reached, or is choosing a leader. Nothing was done.
+    #[error("the store cannot be reached: {0}; try again")]
+    Unavailable(String),
+    /// The engine did not answer: a write may have been stored, or may not.
+    #[error("the store did not answer in time")]
+    OutcomeUnknown,
 }
 
 /// Why an update was not stored.
@@ -233,6 +249,17 @@ pub enum ApplyError {
         /// What it would write.
         bytes: usize,
         /// What one step takes.
+        bytes_max: usize,
+    },
+    /// A player's records are more than the engine keeps of one.
+    #[error(
+        "the player's records would take {bytes} bytes together; this store keeps {bytes_max} of \
+         one: make extras smaller"
+    )]
+    PlayerTooLarge {
+        /// What they would take.
+        bytes: usize,
+        /// What there is room for.
         bytes_max: usize,
     },
     /// The store could not.

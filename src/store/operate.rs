@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use thiserror::Error;
 
 use super::{FeedSource, PAST_EVENTS_MAX, PlayerRecords, StoreError, StoredRecord, transfer::Item};
-use crate::domain::{Cursor, NodeId, Outcome, PlayerId, PlayerKey, ResetUpdate, Title};
+use crate::domain::{Cursor, NodeId, Outcome, PlayerKey, ResetUpdate, Title};
 
 /// See the module. Whatever a method returns is durable before it does.
 #[async_trait]
@@ -26,18 +26,31 @@ pub trait Operations: FeedSource {
 
     /// A number that grows with each step of an erasure in a title: before anything goes, and once
     /// more when that is durable.
-    fn erasures(&self, title: &Title) -> u64;
+    async fn erasures(&self, title: &Title) -> Result<u64, StoreError>;
 
-    /// The place that a cursor of this store names, as a number that grows with the feed.
+    /// The place that a cursor of this store names, as a number that grows with the feed, 1 from
+    /// entry to entry; `None` where it is no cursor, or the store has no such numbers.
     fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64>;
 
-    /// Everything that is stored of some players, who follow `after` in the store's own order; none
-    /// only where there are no more.
+    /// Whether everything that was read at `other` was read at `cursor` too.
+    fn reaches(&self, title: &Title, cursor: &Cursor, other: &Cursor) -> bool;
+
+    /// Whether every event that these records of a player name was read at `cursor`.
+    fn covers(
+        &self,
+        player: &PlayerKey,
+        records: &[(NodeId, StoredRecord)],
+        cursor: &Cursor,
+    ) -> bool;
+
+    /// Everything that is stored of some players, who follow `after` in the store's own order; and
+    /// where to go on, which is nowhere where there are no more. A player who is written meanwhile
+    /// may be told again.
     async fn full_records(
         &self,
         title: &Title,
-        after: Option<&PlayerId>,
-    ) -> Result<Vec<PlayerRecords>, StoreError>;
+        after: Option<&Bookmark>,
+    ) -> Result<(Vec<PlayerRecords>, Option<Bookmark>), StoreError>;
 
     /// Everything that is stored of one player.
     async fn player_records(
@@ -55,6 +68,10 @@ pub trait Operations: FeedSource {
         times: Times,
     ) -> Result<(Imported, Vec<Item>), ImportError>;
 }
+
+/// A place among a title's players, made and understood by a store alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bookmark(pub String);
 
 /// Whether times of the future are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,6 +31,12 @@ pub struct StoredRecord {
 /// A player with all records.
 pub type PlayerRecords = (PlayerId, Vec<(NodeId, StoredRecord)>);
 
+/// The last place of the feed that records name; 0 where they name none.
+pub(super) fn newest_event(records: &[(NodeId, StoredRecord)]) -> u64 {
+    let events = records.iter().flat_map(|(_, stored)| stored.events());
+    events.map(|event| event.sequence).max().unwrap_or(0)
+}
+
 impl StoredRecord {
     /// Its completion's place in the feed.
     #[must_use]

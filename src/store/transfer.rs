@@ -6,11 +6,14 @@
 //! record has its completion, and each event its record. A record that comes behind brings the
 //! rest.
 
-use super::{ImportError, Imported, PAST_EVENTS_MAX, StoreError, StoredRecord, Times};
+use super::{ImportError, Imported, PAST_EVENTS_MAX, PastEvent, StoreError, StoredRecord, Times};
 use crate::domain::{
     Entry, EpochSeconds, Event, NodeId, PlayerId, PlayerKey, REMEMBERED_UPDATES, Record,
     Remembered, State, SubscriptionName, Title, Version,
 };
+
+/// Places from here on are not known: such an event of a record is found by its version.
+pub const UNPLACED: u64 = 1 << 62;
 
 /// A piece of a title.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +84,7 @@ pub(super) trait Target {
 }
 
 /// What becomes of an item.
-enum Fate {
+pub(super) enum Fate {
     Stored,
     /// It is there already.
     Present,
@@ -92,7 +95,7 @@ enum Fate {
 }
 
 /// Why an item has no fate.
-enum Trouble {
+pub(super) enum Trouble {
     Refused(String),
     Store(StoreError),
 }
@@ -124,7 +127,7 @@ pub(super) fn import(
     let mut items = items.into_iter().enumerate();
     while !target.is_full() {
         let Some((index, item)) = items.next() else { break };
-        let checked = check_times(target, &item, times);
+        let checked = check_times(target.now(), &item, times);
         match checked.and_then(|()| import_item(target, title, item)) {
             Ok(Fate::Stored) => imported.stored += 1,
             Ok(Fate::Present) => imported.present += 1,
@@ -138,7 +141,7 @@ pub(super) fn import(
 }
 
 /// Refuses an event that was stored before it happened, and times of the future.
-fn check_times(target: &dyn Target, item: &Item, times: Times) -> Result<(), Trouble> {
+pub(super) fn check_times(now: EpochSeconds, item: &Item, times: Times) -> Result<(), Trouble> {
     let newest = match item {
         Item::Entry { entry, .. } => {
             let happened_at = match &entry.event {
@@ -162,7 +165,7 @@ fn check_times(target: &dyn Target, item: &Item, times: Times) -> Result<(), Tro
     if times == Times::Trusted {
         return Ok(());
     }
-    match newest.get() <= target.now().get().saturating_add(AHEAD_SECONDS_MAX) {
+    match newest.get() <= now.get().saturating_add(AHEAD_SECONDS_MAX) {
         true => Ok(()),
         false => Err(Trouble::Refused(format!(
             "is of second {}, more than a day from now; set the clocks right",
@@ -227,7 +230,9 @@ fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fat
                     return Ok(Fate::Kept);
                 }
             }
-            match merge(&target.record(&key, &node)?, *stored, trimmed_through, head)? {
+            let here = target.record(&key, &node)?;
+            let stored = placed(*stored, &here, trimmed_through)?;
+            match merge(&here, stored, trimmed_through, head)? {
                 Merged::Present => Ok(Fate::Present),
                 Merged::Kept => Ok(Fate::Kept),
                 Merged::Write(stored) => {
@@ -248,7 +253,7 @@ fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fat
 
 /// What becomes of a record that is imported.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Merged {
+pub(super) enum Merged {
     /// It is there already.
     Present,
     /// What is there is newer.
@@ -263,7 +268,7 @@ fn was_erased(here: &Event) -> Trouble {
 }
 
 /// The record right after an event, which stands at `position`.
-fn after_event(
+pub(super) fn after_event(
     stored: &StoredRecord,
     event: &Event,
     position: u64,
@@ -319,9 +324,43 @@ fn after_event(
     }
 }
 
+/// A record of which each event has a place here: that of the event of its version. One that is not
+/// here has left the other store's feed, and stands before `gone_through`.
+pub(super) fn placed(
+    mut item: StoredRecord,
+    here: &StoredRecord,
+    gone_through: u64,
+) -> Result<StoredRecord, String> {
+    let place = |event: &PastEvent| match event.sequence < UNPLACED {
+        true => Some(event.sequence),
+        false => {
+            let here = here.events().find(|it| it.version == event.version);
+            here.map(|it| it.sequence)
+        }
+    };
+    item.past.retain_mut(|event| {
+        let found = place(event);
+        found.inspect(|found| event.sequence = *found).is_some()
+    });
+    if let Some(completion) = item.completion() {
+        item.completion_sequence = match place(&completion) {
+            Some(sequence) => sequence,
+            None if gone_through == 0 => return Err(WITHOUT_EVENTS.to_owned()),
+            None => {
+                item.past.clear();
+                gone_through
+            }
+        };
+    }
+    Ok(item)
+}
+
+const WITHOUT_EVENTS: &str = "is a record that does not go with the events before it; import the \
+                              whole export, from its beginning";
+
 /// What becomes of a record that meets the one that is `stored`, in a feed that goes from
 /// `trimmed_through` to `head`.
-fn merge(
+pub(super) fn merge(
     stored: &StoredRecord,
     item: StoredRecord,
     trimmed_through: u64,
@@ -338,9 +377,7 @@ fn merge(
     let (here, there) = (retained(stored), retained(&item));
     // Events that have left the other store's feed may still be in this one.
     if !has_come || !here.ends_with(&there) {
-        return Err("is a record that does not go with the events before it; import the whole \
-                    export, from its beginning"
-            .to_owned());
+        return Err(WITHOUT_EVENTS.to_owned());
     }
     let mut item = item;
     item.past.splice(..0, here[..here.len() - there.len()].iter().copied());

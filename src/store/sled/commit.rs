@@ -39,8 +39,8 @@ use super::{
 use crate::{
     clock::Clock,
     domain::{
-        Catalog, Completion, EpochSeconds, Event, Node, NodeId, PlayerKey, PlayerUpdate, Record,
-        Ruling, Title, decide,
+        Catalog, Completion, EpochSeconds, Event, NodeId, PlayerKey, PlayerUpdate, Record, Ruling,
+        Title, decide,
     },
     metrics::METRICS,
     proto::rows::{FeedRow, StoreRow},
@@ -205,7 +205,7 @@ impl Committer {
                     ends.head += 1;
                     ends.newest_stored_at = now;
                     sequence = ends.head;
-                    let event = Event::Completion(completion(&update.key, &item.node, &record));
+                    let event = Event::Completion(Completion::of(&update.key, &item.node, &record));
                     let key = keys::completion(title, sequence);
                     let value = frame::encode(&key, &event_to_row(&event, now));
                     rows.push((key, value));
@@ -368,18 +368,6 @@ impl Committer {
         let number = (bytes > 0).then_some(self.row.groups);
         let sealed = Sealed { number, completions, tally, feeds: extended, subscriptions };
         self.handover.hand_over(sealed, is_alone, &self.publisher);
-    }
-}
-
-/// The completion that `record` just made at `node`.
-fn completion(key: &PlayerKey, node: &Arc<Node>, record: &Record) -> Completion {
-    Completion {
-        key: key.clone(),
-        node: node.clone(),
-        progress: record.state.progress,
-        completed_at: record.state.completed_at,
-        version: record.state.version,
-        extra: record.state.extra.clone(),
     }
 }
 

@@ -26,7 +26,6 @@ mod poison;
 mod publish;
 mod read;
 mod restore;
-mod rows;
 mod scans;
 mod slices;
 mod subscriptions;
@@ -66,23 +65,22 @@ use self::{
     poison::Poison,
     publish::{Handover, Publisher, SyncLog},
     read::{damaged, failed},
-    scans::{owned, read_feed, read_players},
+    scans::read_feed,
     subscriptions::Subscriptions,
     view::{DurableView, Records, share_out},
     watchdog::{COMMIT_TIME_MAX, FLUSHER_AWAY_MAX, Stopwatch, sled_failure},
     work::{Room, Staged},
 };
 use super::{
-    Answered, CatalogError, Erased, FeedBounds, FeedError, FeedSource, ImportError, Imported,
-    Operations, PlayerRecords, Rarity, ResetDone, ResetError, Retention, Store, StoreError,
-    StoreHealth, StoredCatalog, StoredRecord, Subscription, SubscriptionError, Times,
-    cursor::CursorCodec, poisoned, transfer::Item,
+    Answered, CatalogError, FeedBounds, FeedError, FeedSource, Operations, Retention, Store,
+    StoreError, StoreHealth, StoredCatalog, Subscription, SubscriptionError, cursor::CursorCodec,
+    poisoned, rows,
 };
 use crate::{
     clock::Clock,
     domain::{
-        Catalog, Cursor, Entry, EpochSeconds, NodeId, PlayerId, PlayerKey, PlayerUpdate,
-        ResetUpdate, State, SubscriptionName, Title,
+        Catalog, Cursor, Entry, EpochSeconds, NodeId, PlayerKey, PlayerUpdate, State,
+        SubscriptionName, Title,
     },
     metrics::METRICS,
 };
@@ -367,72 +365,12 @@ impl FeedSource for SledStore {
         sequence.map_or_else(|| cursor.clone(), |sequence| self.cursors.encode(title, sequence))
     }
 
+    fn advanced(&self, title: &Title, cursor: &Cursor, entry: &Cursor) -> Option<Cursor> {
+        (!self.reaches(title, cursor, entry)).then(|| entry.clone())
+    }
+
     fn feed_changes(&self, title: &Title) -> watch::Receiver<()> {
         self.feeds.of(title).changes()
-    }
-}
-
-#[async_trait]
-impl Operations for SledStore {
-    async fn reset(&self, update: ResetUpdate) -> Result<ResetDone, ResetError> {
-        let reset = move |committer: &mut Committer, group: &mut Group| {
-            operations::reset(committer, group, &update)
-        };
-        self.work(Room::Shared, reset).await
-    }
-
-    async fn erase_player(&self, player: &PlayerKey) -> Result<Erased, StoreError> {
-        let player = player.clone();
-        let erase = move |committer: &mut Committer, group: &mut Group| {
-            operations::erase(committer, group, &player)
-        };
-        self.work(Room::Alone, erase).await
-    }
-
-    async fn rarity(&self, title: &Title) -> Result<Rarity, StoreError> {
-        Ok(self.counts.of(title))
-    }
-
-    fn id(&self) -> u64 {
-        self.store_id
-    }
-
-    fn erasures(&self, title: &Title) -> u64 {
-        self.feeds.of(title).erasures()
-    }
-
-    fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64> {
-        self.cursors.decode(title, cursor, self.feeds.of(title).ends().restored_through)
-    }
-
-    async fn full_records(
-        &self,
-        title: &Title,
-        after: Option<&PlayerId>,
-    ) -> Result<Vec<PlayerRecords>, StoreError> {
-        let (title, after) = (title.clone(), after.cloned());
-        self.read(move |view| read_players(view, &title, after)).await
-    }
-
-    async fn player_records(
-        &self,
-        player: &PlayerKey,
-    ) -> Result<Vec<(NodeId, StoredRecord)>, StoreError> {
-        let player = player.clone();
-        self.read(move |view| Ok(owned(&view.read_aside(&player)?))).await
-    }
-
-    async fn import(
-        &self,
-        title: &Title,
-        items: Vec<Item>,
-        times: Times,
-    ) -> Result<(Imported, Vec<Item>), ImportError> {
-        let title = title.clone();
-        let import = move |committer: &mut Committer, group: &mut Group| {
-            operations::import(committer, group, &title, items, times)
-        };
-        self.work(Room::Alone, import).await
     }
 }
 
@@ -525,6 +463,11 @@ impl Store for SledStore {
     ) -> Result<StoredCatalog, CatalogError> {
         let title = title.clone();
         self.commit(|answer| Job::ReplaceCatalog(title, expected, catalog, answer)).await?
+    }
+
+    fn catalog_changes(&self) -> watch::Receiver<()> {
+        // Nobody else replaces any.
+        watch::Sender::new(()).subscribe()
     }
 
     async fn count_players(

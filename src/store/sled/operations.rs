@@ -2,24 +2,31 @@
 
 use std::collections::HashMap;
 
+use async_trait::async_trait;
+
 use super::{
+    SledStore,
     bounds::ERASE_RECORDS_MAX,
     commit::{Committer, Group},
     feeds::FeedEnds,
     keys,
     read::{failed, read_entry, read_records, read_row},
     rows::stored_at,
+    scans::{owned, read_players},
     subscriptions,
     view::Change,
+    work::Room,
 };
 use crate::{
     domain::{
-        Entry, EpochSeconds, Event, NodeId, PlayerKey, Reset, ResetRuling, ResetUpdate,
-        SubscriptionName, Title, Verdict, decide_reset,
+        Cursor, Entry, EpochSeconds, Event, NodeId, PlayerId, PlayerKey, Reset, ResetRuling,
+        ResetUpdate, SubscriptionName, Title, Verdict, decide_reset,
     },
     proto::rows::CompletionRow,
     store::{
-        Erased, ImportError, Imported, ResetDone, ResetError, StoreError, StoredRecord, Times,
+        Bookmark, Erased, ImportError, Imported, Operations, PlayerRecords, Rarity, ResetDone,
+        ResetError, StoreError, StoredRecord, Times,
+        stored::newest_event,
         transfer::{self, Item, Target},
     },
 };
@@ -30,7 +37,7 @@ pub(super) fn reset(
     group: &mut Group,
     update: &ResetUpdate,
 ) -> Result<ResetDone, ResetError> {
-    let ResetUpdate { key, node, reason, .. } = update;
+    let ResetUpdate { key, node, .. } = update;
     let stored = committer.record(key, node, group)?;
     let (feed, mut ends) = committer.feed(&key.title, group);
     let now = committer.clock.now().max(ends.newest_stored_at);
@@ -46,15 +53,7 @@ pub(super) fn reset(
     ends.head += 1;
     ends.newest_stored_at = now;
     let after = before.reset(record, ends.head, ends.trimmed_through).ok_or(ResetError::TooMany)?;
-    let event = Event::Reset(Reset {
-        key: key.clone(),
-        node: node.clone(),
-        reason: reason.clone(),
-        progress: outcome.before.progress,
-        completed_at: outcome.before.completed_at,
-        version: outcome.after.version,
-        reset_at: now,
-    });
+    let event = Event::Reset(Reset::of(update, &outcome, now));
     group.write_event(&key.title, ends.head, &event, now);
     group.write_record(key, node, stored, after, 0);
     group.feeds.insert(key.title.clone(), (feed, ends));
@@ -226,5 +225,86 @@ impl Target for GroupTarget<'_> {
 
     fn is_full(&self) -> bool {
         !self.group.takes_item()
+    }
+}
+
+#[async_trait]
+impl Operations for SledStore {
+    async fn reset(&self, update: ResetUpdate) -> Result<ResetDone, ResetError> {
+        let reset = move |committer: &mut Committer, group: &mut Group| {
+            reset(committer, group, &update)
+        };
+        self.work(Room::Shared, reset).await
+    }
+
+    async fn erase_player(&self, player: &PlayerKey) -> Result<Erased, StoreError> {
+        let player = player.clone();
+        let erase = move |committer: &mut Committer, group: &mut Group| {
+            erase(committer, group, &player)
+        };
+        self.work(Room::Alone, erase).await
+    }
+
+    async fn rarity(&self, title: &Title) -> Result<Rarity, StoreError> {
+        Ok(self.counts.of(title))
+    }
+
+    fn id(&self) -> u64 {
+        self.store_id
+    }
+
+    async fn erasures(&self, title: &Title) -> Result<u64, StoreError> {
+        Ok(self.feeds.of(title).erasures())
+    }
+
+    fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64> {
+        self.cursors.decode(title, cursor, self.feeds.of(title).ends().restored_through)
+    }
+
+    fn reaches(&self, title: &Title, cursor: &Cursor, other: &Cursor) -> bool {
+        self.position(title, cursor) >= self.position(title, other)
+    }
+
+    fn covers(
+        &self,
+        player: &PlayerKey,
+        records: &[(NodeId, StoredRecord)],
+        cursor: &Cursor,
+    ) -> bool {
+        self.position(&player.title, cursor) >= Some(newest_event(records))
+    }
+
+    async fn full_records(
+        &self,
+        title: &Title,
+        after: Option<&Bookmark>,
+    ) -> Result<(Vec<PlayerRecords>, Option<Bookmark>), StoreError> {
+        let after = after.map(|after| PlayerId::parse(&after.0)).transpose();
+        let after = after.map_err(|error| StoreError::Failed(format!("a bookmark {error}")))?;
+        let title = title.clone();
+        let players = self.read(move |view| read_players(view, &title, after)).await?;
+        let last = players.last().map(|(player, _)| Bookmark(player.as_str().to_owned()));
+        Ok((players, last))
+    }
+
+    async fn player_records(
+        &self,
+        player: &PlayerKey,
+    ) -> Result<Vec<(NodeId, StoredRecord)>, StoreError> {
+        let player = player.clone();
+        self.read(move |view| Ok(owned(&view.read_aside(&player)?))).await
+    }
+
+    async fn import(
+        &self,
+        title: &Title,
+        items: Vec<Item>,
+        times: Times,
+    ) -> Result<(Imported, Vec<Item>), ImportError> {
+        let title = title.clone();
+        let import = move |committer: &mut Committer, group: &mut Group| {
+            import(committer, group, &title, items, times)
+        };
+        self.work(Room::Alone, import).await
     }
 }

@@ -172,6 +172,7 @@ pub(super) fn entry_from_row(row: &CompletionRow, title: Title, cursor: Cursor) 
         reset: row.reset.clone(),
         erased: row.erased,
         stored_at: row.stored_at,
+        source_position: row.source_position,
         ..CompletionRow::default()
     } == *row;
     let stored_at = stored_at(row);

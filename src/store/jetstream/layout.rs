@@ -1,0 +1,297 @@
+//! How the streams of an installation are laid out: made once, and checked at each start.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    ErrorCode,
+    context::{CreateStreamErrorKind, GetStreamErrorKind},
+    stream::{Config, DiscardPolicy, Republish, RetentionPolicy, StorageType},
+};
+use bytes::Bytes;
+use thiserror::Error;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Address, cluster,
+    names::{Names, PARTITIONS_MAX},
+    wire::{Wire, Write, Written},
+};
+use crate::{
+    proto::rows::EngineRow,
+    store::{StoreError, frame},
+};
+
+/// The oldest version of NATS that syncs a batch as one.
+const VERSION: (i64, i64) = (2, 15);
+
+/// Replicas with which one machine may go and nothing is lost.
+const REPLICAS_SAFE: usize = 3;
+
+/// How long to try while a cluster is getting ready.
+const READY_TIME_MAX: Duration = Duration::from_secs(60);
+const READY_PAUSE: Duration = Duration::from_millis(200);
+
+/// How an installation is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Streams that players are spread over; never changes.
+    pub partitions: u32,
+    /// Machines that keep each of them.
+    pub replicas: usize,
+}
+
+/// Why a cluster cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// Its servers are too old.
+    #[error(
+        "the NATS server has version {0}; use {major}.{minor} or later, which syncs a batch as one",
+        major = VERSION.0,
+        minor = VERSION.1
+    )]
+    TooOld(String),
+    /// There is no installation under this prefix.
+    #[error("is not laid out yet; run `accolade engine init --store {0}` once")]
+    NotLaidOut(String),
+    /// It has another number of partitions.
+    #[error(
+        "has {actual} partitions, which never changes; pass --partitions {actual}, or another \
+         prefix for an installation of its own"
+    )]
+    OtherPartitions {
+        /// What it has.
+        actual: u32,
+    },
+    /// A stream is not as it must be.
+    #[error("stream {stream} {problem}; run `accolade engine init` to mend what can be mended")]
+    Stream {
+        /// Which.
+        stream: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The cluster could not.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What was found of an installation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    pub(super) store_id: u64,
+    pub(super) partitions: u32,
+    /// The least of all streams.
+    pub(super) replicas: usize,
+}
+
+/// Makes what is missing of an installation, and brings streams to so many replicas.
+pub(super) async fn init(wire: &Wire, address: &Address, plan: Plan) -> Result<Found, EngineError> {
+    check_version(wire)?;
+    let names = Names::new(&address.prefix, plan.partitions);
+    let shared = names.shared_stream();
+    make(wire, shared_config(&names, plan.replicas)).await?;
+    let row = EngineRow { store_id: fastrand::u64(1..), partitions: plan.partitions };
+    let row = write_first(wire, &shared, names.engine(), &row).await?;
+    if row.partitions != plan.partitions {
+        return Err(EngineError::OtherPartitions { actual: row.partitions });
+    }
+    for partition in 0..plan.partitions {
+        let config = partition_config(&names, partition, plan.replicas);
+        let stream = config.name.clone();
+        make(wire, config).await?;
+        write_first(wire, &stream, names.first(partition), &row).await?;
+    }
+    check(wire, address).await
+}
+
+/// Whether everything is there, and as it must be.
+pub(super) async fn check(wire: &Wire, address: &Address) -> Result<Found, EngineError> {
+    check_version(wire)?;
+    let names = Names::new(&address.prefix, 1);
+    let not_laid_out = || EngineError::NotLaidOut(address.shown());
+    let shared = shared_config(&names, 1);
+    let mut replicas = check_stream(wire, &shared).await?.ok_or_else(not_laid_out)?;
+    let row = read_row(wire, &names.shared_stream(), &names.engine()).await?;
+    let row = row.ok_or_else(not_laid_out)?;
+    if !(1..=PARTITIONS_MAX).contains(&row.partitions) {
+        let problem = format!("says that there are {} partitions", row.partitions);
+        return Err(EngineError::Stream { stream: names.shared_stream(), problem });
+    }
+    let names = Names::new(&address.prefix, row.partitions);
+    for partition in 0..row.partitions {
+        let expected = partition_config(&names, partition, 1);
+        let missing = || EngineError::Stream {
+            stream: expected.name.clone(),
+            problem: "is missing".to_owned(),
+        };
+        replicas = replicas.min(check_stream(wire, &expected).await?.ok_or_else(missing)?);
+        let first = read_row(wire, &expected.name, &names.first(partition)).await?;
+        if first.is_none_or(|first| first.store_id != row.store_id) {
+            let problem = "is not of this installation, or was emptied: restore all streams from \
+                           one backup";
+            return Err(EngineError::Stream { stream: expected.name, problem: problem.to_owned() });
+        }
+    }
+    if replicas < REPLICAS_SAFE {
+        tracing::warn!(
+            replicas,
+            "streams have fewer than {REPLICAS_SAFE} replicas: what one machine loses is lost; \
+             run `accolade engine init --replicas {REPLICAS_SAFE}`"
+        );
+    }
+    Ok(Found { store_id: row.store_id, partitions: row.partitions, replicas })
+}
+
+fn check_version(wire: &Wire) -> Result<(), EngineError> {
+    match wire.is_at_least(VERSION.0, VERSION.1) {
+        true => Ok(()),
+        false => Err(EngineError::TooOld(wire.version())),
+    }
+}
+
+async fn read_row(
+    wire: &Wire,
+    stream: &str,
+    subject: &str,
+) -> Result<Option<EngineRow>, EngineError> {
+    let message = wire.last(stream, subject).await?;
+    Ok(message.as_ref().map(cluster::read_row).transpose()?)
+}
+
+/// Writes the first message of a subject, unless there is one; gives what is there.
+async fn write_first(
+    wire: &Wire,
+    stream: &str,
+    subject: String,
+    row: &EngineRow,
+) -> Result<EngineRow, EngineError> {
+    let value = Bytes::from(frame::encode(subject.as_bytes(), row));
+    let start = Instant::now();
+    loop {
+        if let Some(row) = read_row(wire, stream, &subject).await? {
+            return Ok(row);
+        }
+        let (subject, value) = (subject.clone(), value.clone());
+        let written = wire.write(vec![Write { subject, value, replaces: Some(0) }]).await;
+        if start.elapsed() > READY_TIME_MAX {
+            let error = format!("the layout could not be written: {written:?}");
+            return Err(StoreError::Unavailable(error).into());
+        }
+        if !matches!(written, Written::Stored(_)) {
+            sleep(READY_PAUSE).await;
+        }
+    }
+}
+
+/// What all streams have in common: nothing leaves them by itself.
+fn config(name: String, subjects: Vec<String>, replicas: usize) -> Config {
+    Config {
+        name,
+        subjects,
+        num_replicas: replicas,
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        discard: DiscardPolicy::New,
+        max_messages: -1,
+        max_bytes: -1,
+        max_messages_per_subject: -1,
+        max_message_size: -1,
+        max_consumers: -1,
+        allow_atomic_publish: true,
+        allow_direct: true,
+        allow_rollup: true,
+        ..Config::default()
+    }
+}
+
+fn republish((source, destination): (String, String)) -> Option<Republish> {
+    Some(Republish { source, destination, headers_only: true })
+}
+
+fn shared_config(names: &Names, replicas: usize) -> Config {
+    Config {
+        republish: republish(names.repeated_titles()),
+        ..config(names.shared_stream(), names.shared_subjects(), replicas)
+    }
+}
+
+fn partition_config(names: &Names, partition: u32, replicas: usize) -> Config {
+    Config {
+        republish: republish(names.repeated_events(partition)),
+        ..config(names.stream(partition), names.subjects(partition), replicas)
+    }
+}
+
+/// Makes a stream, or brings the one there is to its number of replicas.
+async fn make(wire: &Wire, config: Config) -> Result<(), EngineError> {
+    let start = Instant::now();
+    loop {
+        let error = match wire.context.create_stream(config.clone()).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        let is_there = matches!(
+            error.kind(),
+            CreateStreamErrorKind::JetStream(it) if it.error_code() == ErrorCode::STREAM_NAME_EXIST
+        );
+        if is_there {
+            let updated = wire.context.update_stream(config.clone()).await;
+            return updated.map(drop).map_err(|error| EngineError::Stream {
+                stream: config.name.clone(),
+                problem: format!("is there and cannot be brought to this layout: {error}"),
+            });
+        }
+        // A cluster that has just been started refuses for a while.
+        if start.elapsed() > READY_TIME_MAX {
+            let problem = format!("cannot be made: {error}");
+            return Err(EngineError::Stream { stream: config.name, problem });
+        }
+        sleep(READY_PAUSE).await;
+    }
+}
+
+/// Checks a stream; tells its replicas, or `None` where there is no such stream.
+async fn check_stream(wire: &Wire, expected: &Config) -> Result<Option<usize>, EngineError> {
+    let start = Instant::now();
+    let found = loop {
+        match wire.context.get_stream(&expected.name).await {
+            Ok(stream) => break stream.cached_info().config.clone(),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(it)
+                    if it.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+                {
+                    return Ok(None);
+                }
+                _ if start.elapsed() < READY_TIME_MAX => sleep(READY_PAUSE).await,
+                kind => return Err(StoreError::Unavailable(kind.to_string()).into()),
+            },
+        }
+    };
+    let wrong = |problem: &str| {
+        let problem = problem.to_owned();
+        Err(EngineError::Stream { stream: expected.name.clone(), problem })
+    };
+    if found.storage != StorageType::File {
+        return wrong("is not kept in files");
+    }
+    if !found.allow_atomic_publish || !found.allow_direct || !found.allow_rollup {
+        return wrong("does not allow atomic batches, direct gets and rollups");
+    }
+    let has_limits = found.retention != RetentionPolicy::Limits
+        || found.discard != DiscardPolicy::New
+        || found.max_messages_per_subject > 0
+        || found.max_messages > 0
+        || !found.max_age.is_zero();
+    if has_limits {
+        return wrong("has limits by which messages would leave it");
+    }
+    if found.deny_delete || found.deny_purge || found.sealed {
+        return wrong("denies deletes or purges, which retention and erasures need");
+    }
+    let repeats = |it: &Config| it.republish.as_ref().map(|it| it.destination.clone());
+    if found.subjects != expected.subjects || repeats(&found) != repeats(expected) {
+        return wrong("has other subjects than this version writes");
+    }
+    Ok(Some(found.num_replicas))
+}

@@ -1,0 +1,464 @@
+//! What is said to JetStream: reads at the leader, pages of a subject, and atomic batches.
+
+use std::time::Duration;
+
+use async_nats::{
+    Client, ConnectOptions, HeaderMap, Message, Request, RequestErrorKind, StatusCode,
+    jetstream::{
+        self, Context, ContextBuilder,
+        message::StreamMessage,
+        stream::{LastRawMessageErrorKind, PurgeErrorKind, Stream},
+    },
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::Address;
+use crate::store::StoreError;
+
+/// Longest wait for an answer of JetStream. A leader that is gone has none; it takes a cluster 4 to
+/// 9 seconds to choose another.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Longest wait for a read. Shorter than the time in which another leader may be chosen (4 s): an
+/// answer that a frozen leader gives when it wakes is not waited for.
+const READ_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// How long something is asked again and again: longer than a cluster takes to choose a leader, and
+/// than most requests have.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Pauses between attempts: from the first, doubled, to the last.
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+
+/// How often a silent connection is asked whether it lives; it is left after 3 without an answer,
+/// before the other servers may have chosen another leader.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Longest wait for a connection.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Pause before the next attempt to connect, at most.
+const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// Messages that wait to be written to the connection.
+const WAITING_MAX: usize = 8192;
+
+/// Codes of JetStream that say: the subject has another last sequence. With 10164 somebody else's
+/// write of it is under way.
+const WRONG_SEQUENCE: [u64; 2] = [10071, 10164];
+
+/// A connection to a cluster; found anew where it breaks. Cloning shares it.
+#[derive(Clone)]
+pub(super) struct Wire {
+    client: Client,
+    reads: Context,
+    pub(super) context: Context,
+}
+
+/// A message to store.
+#[derive(Clone, Debug)]
+pub(super) struct Write {
+    pub(super) subject: String,
+    pub(super) value: Bytes,
+    /// The sequence that the subject's last message must have (0: there is none); `None` asks for
+    /// nothing, and adds a message where the others stay.
+    pub(super) replaces: Option<u64>,
+}
+
+/// What became of writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    /// All are stored, the last at this sequence, the others right before it.
+    Stored(u64),
+    /// None is: a subject has another last sequence.
+    Conflict,
+    /// None is, for a reason that may pass.
+    NotNow(String),
+    /// Nobody answered.
+    Unknown,
+}
+
+/// A page of a subject's messages.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    pub(super) messages: Vec<StoredMessage>,
+    /// How many come behind them.
+    pub(super) pending: u64,
+}
+
+/// A message as it is stored.
+#[derive(Clone, Debug)]
+pub(super) struct StoredMessage {
+    pub(super) subject: String,
+    pub(super) sequence: u64,
+    pub(super) value: Bytes,
+}
+
+impl From<StreamMessage> for StoredMessage {
+    fn from(message: StreamMessage) -> Self {
+        let StreamMessage { subject, sequence, payload, .. } = message;
+        Self { subject: subject.as_str().to_owned(), sequence, value: payload }
+    }
+}
+
+/// Waits longer from attempt to attempt.
+pub(super) struct Pauses {
+    next: Duration,
+    deadline: Instant,
+}
+
+impl Pauses {
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { next: PAUSE_MIN, deadline: Instant::now() + patience }
+    }
+
+    /// Waits for the next attempt; false where there is to be none.
+    pub(super) async fn wait(&mut self) -> bool {
+        if Instant::now() + self.next > self.deadline {
+            return false;
+        }
+        sleep(self.next.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+        self.next = PAUSE_MAX.min(self.next * 2);
+        true
+    }
+}
+
+/// Asks again while the cluster cannot answer.
+macro_rules! patiently {
+    ($ask:expr) => {{
+        let mut pauses = Pauses::new(PATIENCE);
+        loop {
+            match $ask.await {
+                Err(error @ StoreError::Unavailable(_)) => {
+                    if !pauses.wait().await {
+                        break Err(error);
+                    }
+                }
+                told => break told,
+            }
+        }
+    }};
+}
+
+/// The cluster did not do what it was asked; it may later.
+pub(super) fn unavailable(error: impl ToString) -> StoreError {
+    StoreError::Unavailable(error.to_string())
+}
+
+// === impl Wire ===
+
+impl Wire {
+    pub(super) async fn connect(address: &Address) -> Result<Self, StoreError> {
+        let mut options = ConnectOptions::new()
+            .name("accolade")
+            .ping_interval(PING_INTERVAL)
+            .connection_timeout(CONNECT_TIME_MAX)
+            .request_timeout(Some(ANSWER_TIME_MAX))
+            .client_capacity(WAITING_MAX)
+            .reconnect_delay_callback(|attempts| {
+                let pause = Duration::from_millis(10 * attempts as u64);
+                pause.min(RECONNECT_PAUSE_MAX)
+            })
+            .event_callback(|event| async move { tracing::info!(%event, "NATS") });
+        if let Some(file) = &address.credentials {
+            options = options.credentials_file(file).await.map_err(|error| {
+                StoreError::Failed(format!("`{}` cannot be read: {error}", file.display()))
+            })?;
+        }
+        if let Some(file) = &address.ca {
+            options = options.add_root_certificates(file.clone());
+        }
+        if let Some((certificate, key)) = &address.certificate {
+            options = options.add_client_certificate(certificate.clone(), key.clone());
+        }
+        let servers = address.servers.join(",");
+        let client = options.connect(&servers).await;
+        let client = client.map_err(|error| {
+            StoreError::Failed(format!("no server of {servers} can be reached: {error}"))
+        })?;
+        let mut context = jetstream::new(client.clone());
+        context.set_timeout(ANSWER_TIME_MAX);
+        let reads = ContextBuilder::new().timeout(READ_TIME_MAX).build(client.clone());
+        Ok(Self { client, reads, context })
+    }
+
+    /// The version of the server that this is connected to.
+    pub(super) fn version(&self) -> String {
+        self.client.server_info().version
+    }
+
+    pub(super) fn is_at_least(&self, major: i64, minor: i64) -> bool {
+        self.client.is_server_compatible(major, minor, 0)
+    }
+
+    /// The largest message that the server takes.
+    pub(super) fn message_bytes_max(&self) -> usize {
+        self.client.max_payload()
+    }
+
+    /// A handle of a stream; nothing is asked.
+    async fn stream(&self, name: &str) -> Result<Stream<()>, StoreError> {
+        self.context.get_stream_no_info(name).await.map_err(unavailable)
+    }
+
+    /// The last message of a subject, as the stream's leader has it.
+    pub(super) async fn last(
+        &self,
+        stream: &str,
+        subject: &str,
+    ) -> Result<Option<StoredMessage>, StoreError> {
+        patiently!(self.last_once(stream, subject))
+    }
+
+    /// The same, asked once.
+    pub(super) async fn last_once(
+        &self,
+        stream: &str,
+        subject: &str,
+    ) -> Result<Option<StoredMessage>, StoreError> {
+        let stream = self.reads.get_stream_no_info(stream).await.map_err(unavailable)?;
+        let found = stream.get_last_raw_message_by_subject(subject).await;
+        found_or_none(found)
+    }
+
+    /// The first message of a subject from a sequence on, as the stream's leader has it.
+    pub(super) async fn next(
+        &self,
+        stream: &str,
+        subject: &str,
+        from: u64,
+    ) -> Result<Option<StoredMessage>, StoreError> {
+        patiently!(self.next_once(stream, subject, from))
+    }
+
+    async fn next_once(
+        &self,
+        stream: &str,
+        subject: &str,
+        from: u64,
+    ) -> Result<Option<StoredMessage>, StoreError> {
+        let stream = self.reads.get_stream_no_info(stream).await.map_err(unavailable)?;
+        let asked = stream.raw_message_builder().sequence(from).next_by_subject(subject);
+        found_or_none(asked.send().await)
+    }
+
+    /// Messages of a subject from a sequence on, as any replica has them: it may be a moment
+    /// behind, but what it gives has no holes. At most so many, and about so many bytes.
+    pub(super) async fn page(
+        &self,
+        stream: &str,
+        subject: &str,
+        from: u64,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Page, StoreError> {
+        patiently!(self.page_once(stream, subject, from, (limit, bytes_max)))
+    }
+
+    async fn page_once(
+        &self,
+        stream: &str,
+        subject: &str,
+        from: u64,
+        (limit, bytes_max): (usize, usize),
+    ) -> Result<Page, StoreError> {
+        let inbox = self.client.new_inbox();
+        let mut replies = self.client.subscribe(inbox.clone()).await.map_err(unavailable)?;
+        let asked = json!({
+            "seq": from, "next_by_subj": subject, "batch": limit, "max_bytes": bytes_max,
+        });
+        let api = format!("$JS.API.DIRECT.GET.{stream}");
+        let asked = Bytes::from(asked.to_string());
+        let sent = self.client.publish_with_reply(api, inbox, asked).await;
+        sent.map_err(unavailable)?;
+        let deadline = Instant::now() + ANSWER_TIME_MAX;
+        let mut page = Page::default();
+        loop {
+            let reply = timeout_at(deadline, replies.next()).await;
+            let reply = reply.map_err(|_| unavailable("a page did not come in time"))?;
+            let reply = reply.ok_or_else(|| unavailable("the connection ended"))?;
+            match reply.status {
+                None => page.messages.push(from_page(reply)?),
+                Some(StatusCode::NOT_FOUND) => return Ok(page),
+                Some(status) if status.as_u16() == 204 => {
+                    page.pending = number(&reply, "Nats-Num-Pending")?;
+                    return Ok(page);
+                }
+                Some(status) => return Err(unavailable(format!("status {status} of a page"))),
+            }
+        }
+    }
+
+    /// Stores all or none, in their order.
+    pub(super) async fn write(&self, mut writes: Vec<Write>) -> Written {
+        let last = writes.pop().expect("there is something to write");
+        let id = format!("{:032x}", fastrand::u128(..));
+        let batch = (!writes.is_empty()).then_some((id, writes.len() + 1));
+        for (number, write) in (1..).zip(writes) {
+            let (id, _) = batch.as_ref().expect("it has several messages");
+            let headers = headers(&write, Some((id, number)));
+            let sent = self.client.publish_with_headers(write.subject, headers, write.value).await;
+            if let Err(error) = sent {
+                // The last is not sent, so none is stored.
+                return Written::NotNow(error.to_string());
+            }
+        }
+        let mut headers = headers(&last, batch.as_ref().map(|(id, count)| (&**id, *count)));
+        if batch.is_some() {
+            headers.insert("Nats-Batch-Commit", "1");
+        }
+        let request = Request::new().headers(headers).payload(last.value);
+        match self.client.send_request(last.subject, request).await {
+            Ok(reply) => said(&reply),
+            Err(error) => match error.kind() {
+                RequestErrorKind::TimedOut | RequestErrorKind::Other => Written::Unknown,
+                _ => Written::NotNow(error.to_string()),
+            },
+        }
+    }
+
+    /// Removes the messages of a subject through a sequence; tells how many those were.
+    pub(super) async fn purge(
+        &self,
+        stream: &str,
+        subject: &str,
+        through: u64,
+    ) -> Result<u64, StoreError> {
+        patiently!(self.purge_once(stream, subject, through))
+    }
+
+    async fn purge_once(
+        &self,
+        stream: &str,
+        subject: &str,
+        through: u64,
+    ) -> Result<u64, StoreError> {
+        let stream = self.stream(stream).await?;
+        let purged = stream.purge().filter(subject).sequence(through + 1).await;
+        match purged {
+            Ok(purged) => Ok(purged.purged),
+            Err(error) => match error.kind() {
+                PurgeErrorKind::JetStream(error) => Err(StoreError::Failed(error.to_string())),
+                _ => Err(unavailable(error)),
+            },
+        }
+    }
+
+    /// Removes one message; tells whether it was there.
+    pub(super) async fn delete(&self, stream: &str, sequence: u64) -> Result<bool, StoreError> {
+        patiently!(self.delete_once(stream, sequence))
+    }
+
+    async fn delete_once(&self, stream: &str, sequence: u64) -> Result<bool, StoreError> {
+        let api = format!("STREAM.MSG.DELETE.{stream}");
+        let asked = json!({ "seq": sequence });
+        let answer: Result<Value, _> = self.context.request(api, &asked).await;
+        let answer = answer.map_err(unavailable)?;
+        match answer["error"]["err_code"].as_u64() {
+            None => Ok(true),
+            Some(10043 | 10037 | 10057) => Ok(false),
+            Some(code) => Err(unavailable(format!("code {code}: {}", answer["error"]))),
+        }
+    }
+
+    /// How many messages a stream has of each subject that fits, and its last sequence; the
+    /// leader's words.
+    pub(super) async fn counts(
+        &self,
+        stream: &str,
+        subjects: &str,
+    ) -> Result<(Vec<(String, u64)>, u64), StoreError> {
+        patiently!(self.counts_once(stream, subjects))
+    }
+
+    /// The same, asked once.
+    pub(super) async fn counts_once(
+        &self,
+        stream: &str,
+        subjects: &str,
+    ) -> Result<(Vec<(String, u64)>, u64), StoreError> {
+        let stream = self.stream(stream).await?;
+        let mut counted = stream.info_with_subjects(subjects).await.map_err(unavailable)?;
+        let last_sequence = counted.info.state.last_sequence;
+        let mut counts = Vec::new();
+        while let Some(count) = counted.next().await {
+            let (subject, count) = count.map_err(unavailable)?;
+            counts.push((subject, count as u64));
+        }
+        Ok((counts, last_sequence))
+    }
+
+    /// What is said on a subject from now on.
+    pub(super) async fn listen(
+        &self,
+        subject: String,
+    ) -> Result<async_nats::Subscriber, StoreError> {
+        let listening = self.client.subscribe(subject).await.map_err(unavailable)?;
+        // Told to the server before this returns.
+        let flushed = timeout(READ_TIME_MAX, self.client.flush()).await;
+        flushed.map_err(unavailable)?.map_err(unavailable)?;
+        Ok(listening)
+    }
+
+    /// Says something to whoever listens.
+    pub(super) async fn say(&self, subject: String, value: Bytes) -> Result<(), StoreError> {
+        self.client.publish(subject, value).await.map_err(unavailable)
+    }
+}
+
+fn found_or_none(
+    found: Result<StreamMessage, async_nats::jetstream::stream::RawMessageError>,
+) -> Result<Option<StoredMessage>, StoreError> {
+    match found {
+        Ok(message) => Ok(Some(message.into())),
+        Err(error) => match error.kind() {
+            LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            _ => Err(unavailable(error)),
+        },
+    }
+}
+
+fn headers(write: &Write, batch: Option<(&str, usize)>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Some((id, number)) = batch {
+        headers.insert("Nats-Batch-Id", id);
+        headers.insert("Nats-Batch-Sequence", number.to_string());
+    }
+    if let Some(sequence) = write.replaces {
+        headers.insert("Nats-Rollup", "sub");
+        headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.to_string());
+    }
+    headers
+}
+
+/// What JetStream answered to a write.
+fn said(reply: &Message) -> Written {
+    let Ok(answer) = serde_json::from_slice::<Value>(&reply.payload) else {
+        return Written::Unknown;
+    };
+    match (answer["error"]["err_code"].as_u64(), answer["seq"].as_u64()) {
+        (None, Some(sequence)) if sequence > 0 => Written::Stored(sequence),
+        (Some(code), _) if WRONG_SEQUENCE.contains(&code) => Written::Conflict,
+        (Some(_), _) => Written::NotNow(answer["error"].to_string()),
+        (None, _) => Written::Unknown,
+    }
+}
+
+fn from_page(reply: Message) -> Result<StoredMessage, StoreError> {
+    let sequence = number(&reply, "Nats-Sequence")?;
+    let headers = reply.headers.as_ref();
+    let subject = headers.and_then(|headers| headers.get("Nats-Subject"));
+    let subject = subject.ok_or_else(|| unavailable("a message of a page has no subject"))?;
+    Ok(StoredMessage { subject: subject.as_str().to_owned(), sequence, value: reply.payload })
+}
+
+/// The number that a header of JetStream has.
+pub(super) fn number(message: &Message, header: &str) -> Result<u64, StoreError> {
+    let value = message.headers.as_ref().and_then(|headers| headers.get(header));
+    let number = value.and_then(|value| value.as_str().parse().ok());
+    number.ok_or_else(|| unavailable(format!("a message has no `{header}`")))
+}

@@ -1,0 +1,182 @@
+//! Real NATS servers on loopback, as many as a test asks for.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// Longest wait for servers to be ready, or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Servers of one cluster; ended when dropped.
+pub struct Nats {
+    nodes: Vec<Node>,
+    _dir: TempDir,
+}
+
+struct Node {
+    child: Option<Child>,
+    config: PathBuf,
+    port: u16,
+    http: u16,
+}
+
+/// The program: that of `make tools`, or what `ACCOLADE_NATS_SERVER` names.
+fn program() -> PathBuf {
+    let installed = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/venv/bin/nats-server");
+    let program = std::env::var_os("ACCOLADE_NATS_SERVER").map_or(installed.into(), PathBuf::from);
+    assert!(program.exists(), "`{}` is missing; run `make tools`", program.display());
+    program
+}
+
+/// Ports that are free now.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+// === impl Nats ===
+
+impl Nats {
+    /// Starts so many servers, and waits until they are ready.
+    pub fn start(count: usize) -> Self {
+        let dir = TempDir::new().unwrap();
+        let ports: Vec<_> = (0..count).map(|_| free_ports::<3>()).collect();
+        let routes: Vec<_> =
+            ports.iter().map(|[_, _, cluster]| format!("nats://127.0.0.1:{cluster}")).collect();
+        let nodes = ports.iter().enumerate().map(|(n, [port, http, cluster])| {
+            let data = dir.path().join(format!("n{n}"));
+            let mut text = format!(
+                "server_name: n{n}\nlisten: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:{http}\"\n\
+                 jetstream {{ store_dir: \"{}\", sync_interval: always }}\n",
+                data.display()
+            );
+            if count > 1 {
+                text += &format!(
+                    "cluster {{ name: c, listen: \"127.0.0.1:{cluster}\", no_advertise: true, \
+                     routes: [{}] }}\n",
+                    routes.join(", ")
+                );
+            }
+            let config = dir.path().join(format!("n{n}.conf"));
+            fs::write(&config, text).unwrap();
+            Node { child: None, config, port: *port, http: *http }
+        });
+        let nodes: Vec<_> = nodes.collect();
+        let mut nats = Self { nodes, _dir: dir };
+        (0..count).for_each(|n| nats.run(n));
+        (0..count).for_each(|n| nats.wait_ready(n));
+        nats
+    }
+
+    /// The address for `--store`.
+    pub fn url(&self, prefix: &str) -> String {
+        let hosts = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port));
+        format!("nats://{}/{prefix}", hosts.collect::<Vec<_>>().join(","))
+    }
+
+    /// Starts a server that does not run.
+    pub fn run(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        assert!(node.child.is_none(), "it runs");
+        let log = node.config.with_extension("log");
+        let log = fs::File::options().create(true).append(true).open(log).unwrap();
+        let child = Command::new(program())
+            .arg("-c")
+            .arg(&node.config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        node.child = Some(child.expect("nats-server runs"));
+    }
+
+    /// Waits until a server says that it is healthy.
+    pub fn wait_ready(&self, n: usize) {
+        let start = Instant::now();
+        while !self.is_healthy(n) {
+            assert!(start.elapsed() < PATIENCE, "n{n} is not ready; its log:\n{}", self.log(n));
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn is_healthy(&self, n: usize) -> bool {
+        self.get(n, "/healthz").is_some_and(|answer| answer.contains("200 OK"))
+    }
+
+    /// What a server's monitoring answers.
+    pub fn get(&self, n: usize, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.nodes[n].http)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: x\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    pub fn log(&self, n: usize) -> String {
+        fs::read_to_string(self.nodes[n].config.with_extension("log")).unwrap_or_default()
+    }
+
+    pub fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn pid(&self, n: usize) -> u32 {
+        self.nodes[n].child.as_ref().expect("it runs").id()
+    }
+
+    pub fn is_running(&self, n: usize) -> bool {
+        self.nodes[n].child.is_some()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self, n: usize) {
+        if let Some(mut child) = self.nodes[n].child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Sends a signal, such as STOP.
+    pub fn signal(&self, n: usize, name: &str) {
+        let pid = self.pid(n).to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    /// Which server leads a stream, if any does.
+    pub fn leader(&self, stream: &str) -> Option<usize> {
+        (0..self.nodes.len()).filter(|n| self.is_running(*n)).find_map(|n| {
+            let answer = self.get(n, "/jsz?streams=true")?;
+            let body = answer.split_once("\r\n\r\n")?.1;
+            let json: serde_json::Value = serde_json::from_str(body).ok()?;
+            let accounts = json["account_details"].as_array()?;
+            let mut streams =
+                accounts.iter().filter_map(|it| it["stream_detail"].as_array()).flatten();
+            let found = streams.find(|it| it["name"] == stream)?;
+            let leader = found["cluster"]["leader"].as_str()?;
+            leader.strip_prefix('n')?.parse().ok()
+        })
+    }
+
+    /// Where a server keeps its files.
+    pub fn data(&self, n: usize) -> PathBuf {
+        Path::new(&self.nodes[n].config).with_extension("")
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        for n in 0..self.nodes.len() {
+            // One that was stopped does not end otherwise.
+            self.kill(n);
+        }
+    }
+}
