@@ -10,6 +10,9 @@ use crate::{
     store::{CatalogError, Store, StoreError, StoredCatalog},
 };
 
+/// How often to try to replace a catalogue that other servers replace at the same time.
+const ATTEMPTS_MAX: u32 = 5;
+
 /// See the module. Cloning shares it.
 #[derive(Clone)]
 pub struct Catalogs {
@@ -54,6 +57,39 @@ impl Catalogs {
         self.live.load_full()
     }
 
+    /// Takes over what other servers replace, for as long as the store can tell.
+    pub async fn follow(self) {
+        let mut changes = self.store.catalog_changes();
+        while changes.changed().await.is_ok() {
+            if let Err(error) = self.reload().await {
+                tracing::warn!(%error, "catalogues could not be read again; the old ones stay");
+            }
+        }
+    }
+
+    /// Reads what is newer in the store.
+    async fn reload(&self) -> Result<(), StoreError> {
+        let _one_at_a_time = self.applying.lock().await;
+        self.reload_locked().await.map(drop)
+    }
+
+    /// Tells whether anything was newer.
+    async fn reload_locked(&self) -> Result<bool, StoreError> {
+        let live = self.live.load_full();
+        let known = live.iter().map(|(title, stored)| (title.clone(), stored.revision)).collect();
+        let newer = self.store.newer_catalogs(&known).await?;
+        if newer.is_empty() {
+            return Ok(false);
+        }
+        let mut live = BTreeMap::clone(&live);
+        for stored in newer {
+            tracing::info!(title = ?stored.title, revision = stored.revision, "catalogue changed");
+            live.insert(stored.title.clone(), stored);
+        }
+        self.live.store(Arc::new(live));
+        Ok(true)
+    }
+
     /// Replaces a title's catalogue, or makes a new title. One that is equal changes nothing.
     ///
     /// # Errors
@@ -82,6 +118,26 @@ impl Catalogs {
         dry_run: bool,
     ) -> Result<Applied, CatalogError> {
         let _one_at_a_time = self.applying.lock().await;
+        let catalog = Arc::new(catalog);
+        let mut attempts = 0;
+        loop {
+            let applied = self.apply_once(title, &catalog, expected, dry_run).await;
+            let is_behind = matches!(applied, Err(CatalogError::RevisionMismatch { .. }));
+            attempts += 1;
+            // Another server may have replaced it, and this one not have heard of that yet.
+            if !is_behind || attempts > ATTEMPTS_MAX || !self.reload_locked().await? {
+                return applied;
+            }
+        }
+    }
+
+    async fn apply_once(
+        &self,
+        title: &Title,
+        catalog: &Arc<Catalog>,
+        expected: Option<u64>,
+        dry_run: bool,
+    ) -> Result<Applied, CatalogError> {
         let old = self.get(title);
         let revision = old.as_ref().map_or(0, |old| old.revision);
         if let Some(expected) = expected
@@ -93,7 +149,7 @@ impl Catalogs {
         if dry_run || diff == CatalogDiff::default() {
             return Ok(Applied { revision, diff });
         }
-        let stored = self.store.replace_catalog(title, revision, Arc::new(catalog)).await?;
+        let stored = self.store.replace_catalog(title, revision, catalog.clone()).await?;
         let revision = stored.revision;
         let mut live = BTreeMap::clone(&self.live.load());
         live.insert(title.clone(), stored);

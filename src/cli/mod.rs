@@ -10,6 +10,7 @@ macro_rules! say {
 mod backup;
 mod catalog;
 mod connect;
+mod engine;
 mod offline;
 mod operate;
 mod print;
@@ -28,7 +29,8 @@ use tonic::Status;
 use tonic_types::StatusExt;
 
 use crate::{
-    catalog::CatalogFileError, config::ConfigError, server::ServeError, telemetry::TracesError,
+    catalog::CatalogFileError, config::ConfigError, server::ServeError,
+    store::jetstream::EngineError, telemetry::TracesError,
 };
 
 use self::connect::ConnectError;
@@ -76,6 +78,9 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Make a data folder from a backup
     Restore(backup::RestoreArgs),
+    /// Lay out or check a JetStream cluster, which servers may share
+    #[command(subcommand)]
+    Engine(engine::EngineCommand),
     /// Make a token, and the entry for the server's file of tokens
     Token(token::TokenArgs),
     /// Read a whole data folder and check it; no server may have it open. sled may cut a torn log
@@ -108,6 +113,9 @@ pub enum CliError {
     /// The server said no.
     #[error("{}", said(.0))]
     Status(Box<Status>),
+    /// A cluster cannot be used.
+    #[error("the cluster: {0}")]
+    Engine(#[from] EngineError),
     /// A data folder is not sound.
     #[error("{0}")]
     Unsound(String),
@@ -190,6 +198,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode, CliError> {
         Command::Import(args) => transfer::import(args).await,
         Command::Backup(args) => backup::backup(args).await,
         Command::Restore(args) => backup::restore(args).await,
+        Command::Engine(command) => engine::run(command).await,
         Command::Token(args) => token::token(&args),
         Command::Verify(args) => offline::verify(&args),
     }

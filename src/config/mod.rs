@@ -18,7 +18,7 @@ use crate::{
     access::{BYTES_PER_SECOND_MIN, Quota, REQUESTS_PER_SECOND_MIN},
     domain::Title,
     feed::RetentionRule,
-    store::sled::EXTRA_BYTES_MAX,
+    store::{jetstream::Address, sled::EXTRA_BYTES_MAX},
 };
 
 /// A set without its extra: four ids and a few numbers.
@@ -30,6 +30,7 @@ const REQUEST_WITHOUT_EXTRA_BYTES: usize = 1024;
 pub struct Settings {
     pub listen: SocketAddr,
     pub data: PathBuf,
+    pub store: Option<Address>,
     pub catalogs: BTreeMap<Title, PathBuf>,
     pub tls: Option<TlsFiles>,
     pub tokens: Option<PathBuf>,
@@ -114,6 +115,15 @@ impl Settings {
         Self::from_layers(&[flags, environment, file], mistakes)
     }
 
+    /// Where everything is kept, to be shown.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match &self.store {
+            Some(address) => address.shown(),
+            None => self.data.display().to_string(),
+        }
+    }
+
     /// Takes each value from the first layer that has it.
     fn from_layers(layers: &[Layer], mistakes: Vec<String>) -> Result<Self, ConfigError> {
         let mut values = Values { layers, mistakes };
@@ -138,6 +148,7 @@ impl Settings {
             data: values
                 .get("data", "a folder", |text| Ok::<_, fmt::Error>(text.into()))
                 .unwrap_or_default(),
+            store: values.cluster(),
             catalogs: values.catalogs(),
             tls,
             tokens: values.optional("tokens", "a file"),

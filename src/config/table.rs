@@ -26,7 +26,31 @@ const fn setting(
 /// Every setting of the server.
 pub const SETTINGS: &[Setting] = &[
     setting("listen", "ADDR", "127.0.0.1:50151", "Address to listen on; port 0 takes a free one"),
-    setting("data", "DIR", "./accolade-data", "Folder of the store; made if it does not exist"),
+    setting(
+        "data",
+        "DIR",
+        "./accolade-data",
+        "Folder of the store on this machine; made if it does not exist",
+    ),
+    setting(
+        "store",
+        "URL",
+        "",
+        "NATS JetStream cluster that keeps everything instead of the folder: \
+         nats://host:4222,host2:4222, with /prefix behind it where several installations share a \
+         cluster; tls:// insists on TLS. `accolade engine init` lays it out",
+    ),
+    setting("nats_credentials", "FILE", "", "Credentials for the cluster (.creds: JWT and key)"),
+    setting("nats_ca", "FILE", "", "Authorities of the cluster's certificates (PEM)"),
+    setting("nats_certificate", "FILE", "", "Certificate to show to the cluster (PEM)"),
+    setting("nats_key", "FILE", "", "That certificate's private key (PEM)"),
+    setting(
+        "nats_monitor",
+        "URL",
+        "",
+        "Monitoring address of a server of the cluster, such as http://host:8222, asked at start \
+         whether it syncs every write; may be given more than once (environment: separated by `;`)",
+    ),
     setting(
         "catalog",
         "TITLE=FILE",
@@ -112,7 +136,8 @@ pub const SETTINGS: &[Setting] = &[
         "BYTES",
         "805306368",
         "Memory for the store's caches, filled as records are used: 3/4 for sled's pages, 1/4 for \
-         players; the process takes up to 3 times this. 1048576 to 2^40",
+         players; the process takes up to 3 times this. With a cluster, all for players that this \
+         server wrote last. 1048576 to 2^40",
     ),
     setting(
         "keepalive_interval_seconds",

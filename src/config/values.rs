@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::{SETTINGS, TlsFiles, environment_name};
-use crate::domain::Title;
+use crate::{
+    domain::Title,
+    store::jetstream::{Address, AddressError},
+};
 
 /// Values by key, from one place. A key may have several values.
 pub type Layer = BTreeMap<String, Vec<String>>;
@@ -19,7 +22,9 @@ pub(super) fn environment(get: impl Fn(&str) -> Option<String>) -> Layer {
     let values = SETTINGS.iter().filter_map(|setting| {
         let text = get(&environment_name(setting.key))?;
         let values = match setting.key {
-            "catalog" | "cors_origin" => text.split(';').map(str::to_owned).collect(),
+            "catalog" | "cors_origin" | "nats_monitor" => {
+                text.split(';').map(str::to_owned).collect()
+            }
             _ => vec![text],
         };
         Some((setting.key.to_owned(), values))
@@ -47,7 +52,9 @@ pub(super) fn file_layer(text: &str, mistakes: &mut Vec<String>) -> Layer {
                 let files = files.into_iter();
                 files.map(|(title, file)| format!("{title}={}", scalar(&file))).collect()
             }
-            ("cors_origin", toml::Value::Array(origins)) => origins.iter().map(scalar).collect(),
+            ("cors_origin" | "nats_monitor", toml::Value::Array(texts)) => {
+                texts.iter().map(scalar).collect()
+            }
             (_, value @ (toml::Value::Table(_) | toml::Value::Array(_))) => {
                 mistakes.push(format!("`{key}` must be one value, not {}", value.type_str()));
                 continue;
@@ -155,6 +162,43 @@ impl Values<'_> {
                 None
             }
         }
+    }
+
+    /// The cluster that is the store, and how to get in; none where there is none.
+    pub(super) fn cluster(&mut self) -> Option<Address> {
+        let problem = format!("none: it {AddressError}");
+        let address: Option<Address> = self.optional("store", &problem);
+        let files = ["nats_credentials", "nats_ca", "nats_certificate", "nats_key"];
+        let [credentials, ca, certificate, key] = files.map(|key| self.optional(key, "a file"));
+        let is_half = certificate.is_some() != key.is_some();
+        if is_half {
+            self.mistakes.push("`nats_certificate` and `nats_key` go together".to_owned());
+        }
+        let certificate: Option<(PathBuf, PathBuf)> = certificate.zip(key);
+        let monitors = self.monitors();
+        let has_more =
+            credentials.is_some() || ca.is_some() || certificate.is_some() || !monitors.is_empty();
+        if address.is_none() && has_more {
+            self.mistakes.push("settings of NATS are given, and no `store`".to_owned());
+        }
+        address.map(|address| Address { credentials, ca, certificate, monitors, ..address })
+    }
+
+    fn monitors(&mut self) -> Vec<String> {
+        let monitors = self.texts("nats_monitor");
+        for text in &monitors {
+            let host = text.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+            let is_sound = host.is_some_and(|host| {
+                host.rsplit_once(':').is_some_and(|(name, port)| {
+                    !name.is_empty() && !name.contains('/') && port.parse::<u16>().is_ok()
+                })
+            });
+            if !is_sound {
+                let problem = "pass a URL such as http://host:8222";
+                self.mistakes.push(format!("`nats_monitor` is {text:?}; {problem}"));
+            }
+        }
+        monitors
     }
 
     /// Where traces go; nowhere in a program that cannot send them.

@@ -52,6 +52,9 @@ pub(super) async fn serve(
             StoreHealth::Poisoned => {
                 (StatusCode::SERVICE_UNAVAILABLE, "the store takes no more writes\n")
             }
+            StoreHealth::Unreachable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be reached\n")
+            }
             StoreHealth::Serving => (StatusCode::OK, "ready\n"),
         };
         async move { answer }

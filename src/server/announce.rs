@@ -1,6 +1,6 @@
 //! What the server prints once it listens: the address, and a command to paste.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde_json::json;
 
@@ -14,11 +14,11 @@ pub(super) fn text(
     scheme: &str,
     address: SocketAddr,
     admin: Option<SocketAddr>,
-    data: &Path,
+    data: &str,
     catalogs: &BTreeMap<Title, StoredCatalog>,
 ) -> String {
     let titles: Vec<_> = catalogs.keys().map(Title::as_str).take(10).collect();
-    let (data, titles) = (data.display(), titles.join(", "));
+    let titles = titles.join(", ");
     let mut text =
         format!("accolade listens on {scheme}://{address}\n  data in {data}, titles: {titles}");
     if let Some(admin) = admin {

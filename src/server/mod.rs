@@ -60,7 +60,9 @@ use crate::{
     },
     service::{AdminApi, CatalogApi, CompletionApi, Doors, StorageApi, StorageLimits},
     store::{
-        CatalogError, Store, StoreError, poisoned,
+        CatalogError, Store, StoreError,
+        jetstream::{EngineError, JetStreamStore},
+        poisoned,
         sled::{OpenError, SledStore},
     },
 };
@@ -101,6 +103,9 @@ pub enum ServeError {
     /// The data folder could not be opened.
     #[error("the data folder {0}")]
     Open(#[from] OpenError),
+    /// The cluster cannot be used.
+    #[error("the cluster: {0}")]
+    Engine(#[from] EngineError),
     /// The store failed while starting.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -164,13 +169,9 @@ impl Server {
         let access = Arc::new(Access::new(tokens, settings.title_quota));
         files::raise_limit(settings.connections_max);
 
-        let (dir, cache_bytes) = (settings.data.clone(), settings.cache_bytes);
-        let is_new = !dir.join("store").exists();
-        let opening = tokio::task::spawn_blocking(move || {
-            SledStore::open(&dir, cache_bytes, Arc::new(SystemClock))
-        });
-        let store = opening.await.map_err(|error| StoreError::Failed(error.to_string()))??;
-        let store: Arc<dyn Store> = Arc::new(store);
+        // A cluster is never new: whoever lays it out is not who starts a server.
+        let is_new = settings.store.is_none() && !settings.data.join("store").exists();
+        let store = open_store(&settings).await?;
         let catalogs = Catalogs::open(store.clone()).await?;
 
         let files = settings.catalogs.iter();
@@ -205,7 +206,7 @@ impl Server {
         tracing::info!(
             address = %listener.local_addr().unwrap_or(address),
             admin = admin.map(tracing::field::display),
-            data = %settings.data.display(),
+            data = settings.place(),
             titles = catalogs.all().len(),
             version = env!("CARGO_PKG_VERSION"),
             tls = certificates.is_some(),
@@ -231,7 +232,7 @@ impl Server {
         let address = self.listener.local_addr().unwrap_or(self.settings.listen);
         let admin = self.admin_listener.as_ref().and_then(|it| it.local_addr().ok());
         let scheme = if self.certificates.is_some() { "https" } else { "http" };
-        announce::text(scheme, address, admin, &self.settings.data, &self.catalogs.all())
+        announce::text(scheme, address, admin, &self.settings.place(), &self.catalogs.all())
     }
 
     /// Answers until `stop` is cancelled, then finishes what is open, within the time the settings
@@ -251,6 +252,7 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(follow_health(store.clone(), health.clone()));
         tasks.spawn(trim_feeds(store.clone(), catalogs.clone(), settings.clone()));
+        tasks.spawn(catalogs.clone().follow());
         // Apart from each other: none waits for what another waits for.
         let poll = settings.reload_poll;
         tasks.spawn(reload::follow_catalogs(files, catalogs.clone(), poll));
@@ -261,7 +263,9 @@ impl Server {
             tasks.spawn(reload::follow_certificates(files, poll));
         }
         if let Some(listener) = admin_listener {
-            tasks.spawn(admin::measure(settings.data.clone()));
+            if settings.store.is_none() {
+                tasks.spawn(admin::measure(settings.data.clone()));
+            }
             let serving = admin::serve(listener, store.clone(), catalogs.clone(), drain.clone());
             tasks.spawn(async move {
                 if let Err(error) = serving.await {
@@ -379,6 +383,17 @@ fn with_reflection<L>(router: Router<L>, settings: &Settings) -> Router<L> {
             let v1alpha = builder().build_v1alpha().expect(sound);
             v1alpha.max_decoding_message_size(settings.request_bytes_max)
         })
+}
+
+/// The cluster, or the folder of this machine.
+async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, ServeError> {
+    let (dir, cache_bytes) = (settings.data.clone(), settings.cache_bytes);
+    let clock = Arc::new(SystemClock);
+    if let Some(address) = &settings.store {
+        return Ok(Arc::new(JetStreamStore::open(address, cache_bytes, clock).await?));
+    }
+    let opening = tokio::task::spawn_blocking(move || SledStore::open(&dir, cache_bytes, clock));
+    Ok(Arc::new(opening.await.map_err(|error| StoreError::Failed(error.to_string()))??))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {

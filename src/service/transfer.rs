@@ -12,7 +12,11 @@ use crate::{
         Title, Version,
     },
     proto::v1::{self, exported_event, title_item::Item as Kind},
-    store::{PastEvent, StoredRecord, sled::EXTRA_BYTES_MAX, transfer::{Item, UNPLACED}},
+    store::{
+        PastEvent, StoredRecord,
+        sled::EXTRA_BYTES_MAX,
+        transfer::{Item, UNPLACED},
+    },
 };
 
 /// What a message of an export says.

@@ -11,10 +11,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    Answered, Applied, ApplyError, Bookmark, CatalogError, Erased, FeedBounds, FeedError, FeedSource,
-    ImportError, Imported, Operations, PlayerRecords, Rarity, ResetDone, ResetError, Retention,
-    SUBSCRIPTIONS_MAX, Store, StoreError, StoreHealth, StoredCatalog, StoredRecord, Subscription,
-    SubscriptionError, TITLES_MAX, Times,
+    Answered, Applied, ApplyError, Bookmark, CatalogError, Erased, FeedBounds, FeedError,
+    FeedSource, ImportError, Imported, Operations, PlayerRecords, Rarity, ResetDone, ResetError,
+    Retention, SUBSCRIPTIONS_MAX, Store, StoreError, StoreHealth, StoredCatalog, StoredRecord,
+    Subscription, SubscriptionError, TITLES_MAX, Times,
     cursor::CursorCodec,
     stored::newest_event,
     transfer::{self, Item, Target},
@@ -22,9 +22,8 @@ use super::{
 use crate::{
     clock::Clock,
     domain::{
-        Catalog, Completion, Cursor, Entry, EpochSeconds, Event, NodeId, PlayerKey,
-        PlayerUpdate, Reset, ResetRuling, ResetUpdate, State, SubscriptionName, Title, decide,
-        decide_reset,
+        Catalog, Completion, Cursor, Entry, EpochSeconds, Event, NodeId, PlayerKey, PlayerUpdate,
+        Reset, ResetRuling, ResetUpdate, State, SubscriptionName, Title, decide, decide_reset,
     },
 };
 
@@ -290,8 +289,9 @@ impl Operations for MemoryStore {
     ) -> Result<(Vec<PlayerRecords>, Option<Bookmark>), StoreError> {
         let inner = self.inner.lock();
         let of_title = inner.records.iter().filter(|((key, _), _)| key.title == *title);
-        let next =
-            of_title.map(|((key, _), _)| &key.player).find(|it| after.is_none_or(|a| it.as_str() > a.0.as_str()));
+        let next = of_title
+            .map(|((key, _), _)| &key.player)
+            .find(|it| after.is_none_or(|a| it.as_str() > a.0.as_str()));
         let Some(player) = next else { return Ok((Vec::new(), None)) };
         let of_player = inner
             .records
@@ -492,8 +492,13 @@ impl Store for MemoryStore {
         removed.map(drop).ok_or(SubscriptionError::NotFound)
     }
 
-    async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {
-        Ok(self.inner.lock().catalogs.values().cloned().collect())
+    async fn newer_catalogs(
+        &self,
+        known: &BTreeMap<Title, u64>,
+    ) -> Result<Vec<StoredCatalog>, StoreError> {
+        let inner = self.inner.lock();
+        let is_newer = |it: &&StoredCatalog| known.get(&it.title) != Some(&it.revision);
+        Ok(inner.catalogs.values().filter(is_newer).cloned().collect())
     }
 
     async fn replace_catalog(

@@ -13,7 +13,7 @@ mod stored;
 pub mod transfer;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     pin::Pin,
     sync::Arc,
@@ -117,7 +117,15 @@ pub trait Store: Operations {
     ) -> Result<(), SubscriptionError>;
 
     /// Every title with its catalogue.
-    async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError>;
+    async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {
+        self.newer_catalogs(&BTreeMap::new()).await
+    }
+
+    /// Every title with its catalogue, but those of known revisions.
+    async fn newer_catalogs(
+        &self,
+        known: &BTreeMap<Title, u64>,
+    ) -> Result<Vec<StoredCatalog>, StoreError>;
 
     /// Replaces a title's catalogue if it is at revision `expected`; 0 stands for a new title.
     async fn replace_catalog(
@@ -208,6 +216,8 @@ pub struct StoredCatalog {
 pub enum StoreHealth {
     /// It does.
     Serving,
+    /// It cannot be reached now; it may be again.
+    Unreachable,
     /// A write failed. Nothing more is written until the process is started anew; reads go on.
     Poisoned,
 }

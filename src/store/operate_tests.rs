@@ -294,9 +294,7 @@ async fn items_that_do_not_go_together_are_refused_whole(subject: Subject) {
         .partition(|item| matches!(item, Item::Entry { .. }));
     let hole = vec![items[0].clone(), events[1].clone()];
     assert_refused(subject.import(hole).await, 1, "comes next");
-    let of_b = |item: &&Item| {
-        matches!(item, Item::Record { player, .. } if player.as_str() == "b")
-    };
+    let of_b = |item: &&Item| matches!(item, Item::Record { player, .. } if player.as_str() == "b");
     let record = records.iter().find(of_b).unwrap().clone();
     assert_refused(subject.import(vec![record]).await, 0, "does not go with the events");
     let subscribed = items.last().unwrap().clone();

@@ -1,6 +1,6 @@
 //! Where a cluster is, and how to get in: `nats://host:4222,host2:4222/prefix`.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use thiserror::Error;
 
@@ -14,7 +14,7 @@ const PORT_DEFAULT: u16 = 4222;
 const PREFIX_BYTES_MAX: usize = 32;
 
 /// See the module. `tls://` instead of `nats://` insists on TLS.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Address {
     /// Each as `scheme://[user:password@]host:port`.
     pub servers: Vec<String>,
@@ -26,6 +26,8 @@ pub struct Address {
     pub ca: Option<PathBuf>,
     /// A client certificate and its key (PEM).
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// Where servers of the cluster answer about themselves, each as `http://host:port`.
+    pub monitors: Vec<String>,
 }
 
 /// Why a text is no address of a cluster.
@@ -45,6 +47,19 @@ impl Address {
             format!("{scheme}://{}", rest.rsplit('@').next().unwrap_or(rest))
         });
         format!("{}/{}", hosts.collect::<Vec<_>>().join(","), self.prefix)
+    }
+}
+
+// Passwords stay out of messages and logs.
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Address")
+            .field("servers", &self.shown())
+            .field("credentials", &self.credentials)
+            .field("ca", &self.ca)
+            .field("certificate", &self.certificate.as_ref().map(|(certificate, _)| certificate))
+            .field("monitors", &self.monitors)
+            .finish()
     }
 }
 
@@ -74,14 +89,13 @@ impl FromStr for Address {
             credentials: None,
             ca: None,
             certificate: None,
+            monitors: Vec::new(),
         })
     }
 }
 
 /// A server with its port; `None` where it is none.
 fn server(scheme: &str, host: &str) -> Option<String> {
-    // In `a://x,b://y` each has its own scheme.
-    let host = host.strip_prefix(&format!("{scheme}://")).unwrap_or(host);
     let address = host.rsplit('@').next()?;
     if address.is_empty() || host.contains(['/', ' ', '?', '#']) {
         return None;
@@ -103,10 +117,20 @@ mod tests {
         assert_eq!(address.servers, ["nats://a:4222", "nats://u:p@b:1"]);
         assert_eq!(address.prefix, "game-1");
         assert_eq!(address.shown(), "nats://a:4222,nats://b:1/game-1");
-        let address: Address = "tls://[::1]:9,tls://[::2]".parse().unwrap();
+        assert!(!format!("{address:?}").contains("u:p"), "{address:?}");
+        let address: Address = "tls://[::1]:9,[::2]".parse().unwrap();
         assert_eq!(address.servers, ["tls://[::1]:9", "tls://[::2]:4222"]);
         assert_eq!(address.prefix, PREFIX_DEFAULT);
-        for text in ["", "a:1", "http://a", "nats://", "nats://a:x", "nats://a,,b", "nats://a/B"] {
+        for text in [
+            "",
+            "a:1",
+            "http://a",
+            "nats://",
+            "nats://a:x",
+            "nats://a,,b",
+            "nats://a/B",
+            "nats://a,nats://b",
+        ] {
             assert_eq!(text.parse::<Address>(), Err(AddressError), "{text:?}");
         }
     }

@@ -1,7 +1,7 @@
 //! Catalogues: in pieces, since they are larger than a message may be. A catalogue is written in
 //! one batch, of which the head is the last: whoever reads a head finds its pieces, or a newer one.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
@@ -25,29 +25,44 @@ const PIECE_BYTES: usize = 512 << 10;
 /// How long to try to write one, or to read one that is being written.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Every title with its catalogue.
-pub(super) async fn all(cluster: &Cluster) -> Result<Vec<StoredCatalog>, StoreError> {
+/// Every title's catalogue, but those of known revisions.
+pub(super) async fn newer(
+    cluster: &Cluster,
+    known: &BTreeMap<Title, u64>,
+) -> Result<Vec<StoredCatalog>, StoreError> {
     let stream = cluster.names.shared_stream();
     let subjects = cluster.names.titles();
     let (counts, _) = cluster.wire.counts(&stream, &subjects).await?;
     let mut catalogs = Vec::with_capacity(counts.len());
     for (subject, _) in counts {
         let title = Names::title_of(&subject);
-        let title = title.ok_or_else(|| StoreError::Corrupt(format!("`{subject}` is no title's")))?;
-        catalogs.extend(read(cluster, &title).await?);
+        let title =
+            title.ok_or_else(|| StoreError::Corrupt(format!("`{subject}` is no title's")))?;
+        catalogs.extend(read(cluster, &title, known.get(&title).copied()).await?);
     }
     catalogs.sort_by(|a, b| a.title.cmp(&b.title));
     Ok(catalogs)
 }
 
-/// A title's catalogue, if it has one.
-async fn read(cluster: &Cluster, title: &Title) -> Result<Option<StoredCatalog>, StoreError> {
+/// A title's catalogue, if it has one of another revision than the known.
+async fn read(
+    cluster: &Cluster,
+    title: &Title,
+    known: Option<u64>,
+) -> Result<Option<StoredCatalog>, StoreError> {
     let mut pauses = Pauses::new(PATIENCE);
     loop {
         let Some((head, _)) = head(cluster, title).await? else { return Ok(None) };
+        if known == Some(head.revision) {
+            return Ok(None);
+        }
         if let Some(catalog) = pieces(cluster, title, head).await? {
             let catalog = Arc::new(catalog);
-            return Ok(Some(StoredCatalog { title: title.clone(), revision: head.revision, catalog }));
+            return Ok(Some(StoredCatalog {
+                title: title.clone(),
+                revision: head.revision,
+                catalog,
+            }));
         }
         // It is being replaced.
         if !pauses.wait().await {

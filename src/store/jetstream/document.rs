@@ -99,7 +99,8 @@ impl Document {
     /// be its own.
     pub(super) fn place(&mut self, sequence: u64, pending_events: usize) -> Option<()> {
         for stored in self.records.values_mut() {
-            let newest = stored.completion_sequence.max(stored.past.last().map_or(0, |it| it.sequence));
+            let newest =
+                stored.completion_sequence.max(stored.past.last().map_or(0, |it| it.sequence));
             if newest < PENDING {
                 continue;
             }

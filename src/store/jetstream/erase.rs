@@ -67,8 +67,7 @@ async fn remove(
 ) -> Result<bool, StoreError> {
     let stream = cluster.names.stream(partition);
     let subject = cluster.names.events(partition, &player.title);
-    let found =
-        cluster.wire.next(&stream, &subject, sequence).await?;
+    let found = cluster.wire.next(&stream, &subject, sequence).await?;
     let Some(found) = found.filter(|found| found.sequence == sequence) else { return Ok(false) };
     let row: CompletionRow = read_row(&found)?;
     let whose = row.reset.as_ref().map_or(&row.player_id, |reset| &reset.player_id);

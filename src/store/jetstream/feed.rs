@@ -101,7 +101,8 @@ async fn part_page(
     after: u64,
     limit: usize,
 ) -> Result<Page, FeedError> {
-    let (stream, subject) = (cluster.names.stream(partition), cluster.names.events(partition, title));
+    let (stream, subject) =
+        (cluster.names.stream(partition), cluster.names.events(partition, title));
     let feed = cluster.feed(title);
     let newest = &feed.parts[partition as usize].newest;
     let mut waited = Duration::ZERO;
@@ -116,8 +117,7 @@ async fn part_page(
             return Ok(page);
         }
         // The replica is behind, or the newest event was erased.
-        let next =
-            cluster.wire.next(&stream, &subject, last + 1).await?;
+        let next = cluster.wire.next(&stream, &subject, last + 1).await?;
         if next.is_none() {
             let _ = newest.compare_exchange(known, last, Ordering::SeqCst, Ordering::SeqCst);
         } else if waited > BEHIND_TIME_MAX {
@@ -140,7 +140,8 @@ async fn check_not_ahead(
     if after <= cluster.see(partition, 0) {
         return Ok(());
     }
-    let (stream, subject) = (cluster.names.stream(partition), cluster.names.events(partition, title));
+    let (stream, subject) =
+        (cluster.names.stream(partition), cluster.names.events(partition, title));
     let (_, last) = cluster.wire.counts(&stream, &subject).await?;
     match after <= cluster.see(partition, last) {
         true => Ok(()),
@@ -239,7 +240,8 @@ async fn trim_part(
     title: &Title,
     keep: Retention,
 ) -> Result<usize, StoreError> {
-    let (stream, subject) = (cluster.names.stream(partition), cluster.names.events(partition, title));
+    let (stream, subject) =
+        (cluster.names.stream(partition), cluster.names.events(partition, title));
     let mut pauses = Pauses::new(BEHIND_TIME_MAX);
     loop {
         let (row, sequence) = cluster.feed_row(partition, title).await?;
@@ -344,8 +346,7 @@ pub(super) async fn pending(
         let (stream, subject) =
             (cluster.names.stream(partition), cluster.names.events(partition, title));
         let from = after[partition as usize] + 1;
-        let page =
-            cluster.wire.page(&stream, &subject, from, 1, 1).await?;
+        let page = cluster.wire.page(&stream, &subject, from, 1, 1).await?;
         Ok::<_, StoreError>(page.messages.len() as u64 + page.pending)
     });
     Ok(try_join_all(parts).await?.into_iter().sum())

@@ -25,10 +25,12 @@ use crate::{
     domain::{EpochSeconds, NodeId, PlayerId, PlayerKey, SubscriptionName, Title},
     proto::rows::CompletionRow,
     store::{
-        FeedError, ImportError, Imported, SUBSCRIPTIONS_MAX, StoreError, StoredRecord, SubscriptionError,
-        Times, frame,
+        FeedError, ImportError, Imported, SUBSCRIPTIONS_MAX, StoreError, StoredRecord,
+        SubscriptionError, Times, frame,
         rows::event_to_row,
-        transfer::{Fate, Item, Merged, Trouble, UNPLACED, after_event, check_times, merge, placed},
+        transfer::{
+            Fate, Item, Merged, Trouble, UNPLACED, after_event, check_times, merge, placed,
+        },
     },
 };
 
@@ -301,8 +303,8 @@ async fn subscribe(
     let newest = feed::newest(cluster, title).await?;
     for partition in cluster.partitions() {
         let index = partition as usize;
-        places[index] = through(cluster, partition, title, position, places[index], newest[index])
-            .await?;
+        places[index] =
+            through(cluster, partition, title, position, places[index], newest[index]).await?;
     }
     subscriptions::change(cluster, title, name, &Move::Make(places)).await?;
     Ok(true)
@@ -317,7 +319,8 @@ async fn through(
     mut low: u64,
     mut high: u64,
 ) -> Result<u64, StoreError> {
-    let (stream, subject) = (cluster.names.stream(partition), cluster.names.events(partition, title));
+    let (stream, subject) =
+        (cluster.names.stream(partition), cluster.names.events(partition, title));
     while low < high {
         let middle = low + (high - low).div_ceil(2);
         let found = cluster.wire.next(&stream, &subject, middle).await?;

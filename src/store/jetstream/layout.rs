@@ -71,6 +71,14 @@ pub enum EngineError {
         /// What is wrong.
         problem: String,
     },
+    /// A server does not sync, or cannot be asked.
+    #[error("the monitor {monitor} {problem}")]
+    Monitor {
+        /// Its address.
+        monitor: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// The cluster could not.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -78,11 +86,12 @@ pub enum EngineError {
 
 /// What was found of an installation.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found {
+pub struct Found {
     pub(super) store_id: u64,
-    pub(super) partitions: u32,
-    /// The least of all streams.
-    pub(super) replicas: usize,
+    /// Streams that players are spread over.
+    pub partitions: u32,
+    /// Machines that keep each stream; the least of all streams.
+    pub replicas: usize,
 }
 
 /// Makes what is missing of an installation, and brings streams to so many replicas.

@@ -16,6 +16,7 @@ mod erase;
 mod feed;
 mod import;
 mod layout;
+mod monitor;
 mod names;
 mod places;
 mod players;
@@ -23,7 +24,10 @@ mod scan;
 mod subscriptions;
 mod wire;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -49,7 +53,7 @@ use crate::{
 };
 
 pub use address::{Address, AddressError, PREFIX_DEFAULT};
-pub use layout::{EngineError, Plan};
+pub use layout::{EngineError, Found, Plan};
 pub use names::PARTITIONS_MAX;
 
 /// How often catalogues are looked for, in case that something said of them was lost.
@@ -70,9 +74,21 @@ pub struct JetStreamStore {
 /// # Errors
 ///
 /// [`EngineError`], whose text says what to do.
-pub async fn init(address: &Address, plan: Plan) -> Result<(), EngineError> {
-    let wire = Wire::connect(address).await?;
-    layout::init(&wire, address, plan).await.map(drop)
+pub async fn init(address: &Address, plan: Plan) -> Result<Found, EngineError> {
+    let wire = Wire::connect(address, watch::Sender::new(StoreHealth::Serving)).await?;
+    monitor::check(address).await?;
+    layout::init(&wire, address, plan).await
+}
+
+/// Checks an installation, as a server does when it starts.
+///
+/// # Errors
+///
+/// [`EngineError`], whose text says what to do.
+pub async fn check(address: &Address) -> Result<Found, EngineError> {
+    let wire = Wire::connect(address, watch::Sender::new(StoreHealth::Serving)).await?;
+    monitor::check(address).await?;
+    layout::check(&wire, address).await
 }
 
 // === impl JetStreamStore ===
@@ -89,7 +105,9 @@ impl JetStreamStore {
         cache_bytes: u64,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, EngineError> {
-        let wire = Wire::connect(address).await?;
+        let health = watch::Sender::new(StoreHealth::Serving);
+        let wire = Wire::connect(address, health.clone()).await?;
+        monitor::check(address).await?;
         let found = layout::check(&wire, address).await?;
         let names = Names::new(&address.prefix, found.partitions);
         let cluster = Arc::new(Cluster::new(wire, names, found.store_id, clock));
@@ -106,7 +124,7 @@ impl JetStreamStore {
             cluster,
             players,
             counted: Counted::default(),
-            health: watch::Sender::new(StoreHealth::Serving),
+            health,
             catalog_changes,
             listening: listening.abort_handle(),
         })
@@ -234,7 +252,9 @@ impl Operations for JetStreamStore {
     ) -> bool {
         let partition = self.cluster.names.partition(player) as usize;
         let places = self.places(&player.title, cursor);
-        places.is_some_and(|places| places[partition].max(import::GONE) >= super::stored::newest_event(records))
+        places.is_some_and(|places| {
+            places[partition].max(import::GONE) >= super::stored::newest_event(records)
+        })
     }
 
     async fn full_records(
@@ -310,8 +330,11 @@ impl Store for JetStreamStore {
         subscriptions::delete(&self.cluster, title, name).await
     }
 
-    async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {
-        catalogs::all(&self.cluster).await
+    async fn newer_catalogs(
+        &self,
+        known: &BTreeMap<Title, u64>,
+    ) -> Result<Vec<StoredCatalog>, StoreError> {
+        catalogs::newer(&self.cluster, known).await
     }
 
     async fn replace_catalog(

@@ -27,9 +27,7 @@ use super::{
 };
 use crate::{
     domain::{Cursor, EpochSeconds, Event, PlayerKey, PlayerUpdate, Refusal, ResetUpdate},
-    store::{
-        Applied, ApplyError, ResetDone, ResetError, StoreError, frame, rows::event_to_row,
-    },
+    store::{Applied, ApplyError, ResetDone, ResetError, StoreError, frame, rows::event_to_row},
 };
 
 /// Most updates that wait. A caller beyond that waits for a place, no longer than its deadline.
@@ -299,7 +297,8 @@ impl Players {
         let now = self.cluster.now(partition, &player.title).await?;
         let mut trimmed_through = 0;
         if jobs.iter().any(|job| matches!(job.asked, Asked::Reset(..))) {
-            trimmed_through = self.cluster.feed_row(partition, &player.title).await?.0.trimmed_through;
+            trimmed_through =
+                self.cluster.feed_row(partition, &player.title).await?.0.trimmed_through;
         }
         let mut draft = Draft::of(&known.document);
         let judged = jobs.iter().map(|job| match &job.asked {
@@ -338,10 +337,8 @@ impl Players {
     ) -> Result<Attempt, TooLarge> {
         let Cluster { wire, names, .. } = &*self.cluster;
         let Draft { mut document, events, .. } = draft;
-        let write = Writer {
-            id: self.writer_id,
-            number: self.writes.fetch_add(1, Ordering::Relaxed) + 1,
-        };
+        let write =
+            Writer { id: self.writer_id, number: self.writes.fetch_add(1, Ordering::Relaxed) + 1 };
         document.sign(write);
         let subject = names.document(partition, player);
         let value = document.encode(&subject, events.len());

@@ -10,11 +10,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
-use super::{
-    cluster::Cluster,
-    document::Document,
-    names::Names,
-};
+use super::{cluster::Cluster, document::Document, names::Names};
 use crate::{
     domain::{NodeId, PlayerId, Title},
     store::{Bookmark, PlayerRecords, Rarity, StoreError, StoredRecord},
@@ -181,7 +177,8 @@ impl Counted {
             }
         })
         .await?;
-        *counted = Some(Count { rarity: rarity.clone(), at: Instant::now(), took: start.elapsed() });
+        *counted =
+            Some(Count { rarity: rarity.clone(), at: Instant::now(), took: start.elapsed() });
         Ok(rarity)
     }
 }

@@ -54,10 +54,7 @@ pub(super) async fn ack(
 }
 
 /// Every subscription of a title, in the order of their names' bytes.
-pub(super) async fn all(
-    cluster: &Cluster,
-    title: &Title,
-) -> Result<Vec<Subscription>, StoreError> {
+pub(super) async fn all(cluster: &Cluster, title: &Title) -> Result<Vec<Subscription>, StoreError> {
     let (stream, subjects) =
         (cluster.names.stream(cluster.names.home(title)), cluster.names.subscriptions(title));
     // The leader names them: a replica might not have a new one yet.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{
-    Client, ConnectOptions, HeaderMap, Message, Request, RequestErrorKind, StatusCode,
+    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind, StatusCode,
     jetstream::{
         self, Context, ContextBuilder,
         message::StreamMessage,
@@ -13,10 +13,13 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 
 use super::Address;
-use crate::store::StoreError;
+use crate::store::{StoreError, StoreHealth};
 
 /// Longest wait for an answer of JetStream. A leader that is gone has none; it takes a cluster 4 to
 /// 9 seconds to choose another.
@@ -152,7 +155,11 @@ pub(super) fn unavailable(error: impl ToString) -> StoreError {
 // === impl Wire ===
 
 impl Wire {
-    pub(super) async fn connect(address: &Address) -> Result<Self, StoreError> {
+    /// Says in `health` whether the cluster can be reached.
+    pub(super) async fn connect(
+        address: &Address,
+        health: watch::Sender<StoreHealth>,
+    ) -> Result<Self, StoreError> {
         let mut options = ConnectOptions::new()
             .name("accolade")
             .ping_interval(PING_INTERVAL)
@@ -163,7 +170,14 @@ impl Wire {
                 let pause = Duration::from_millis(10 * attempts as u64);
                 pause.min(RECONNECT_PAUSE_MAX)
             })
-            .event_callback(|event| async move { tracing::info!(%event, "NATS") });
+            .event_callback(move |event| {
+                match event {
+                    Event::Connected => drop(health.send_replace(StoreHealth::Serving)),
+                    Event::Disconnected => drop(health.send_replace(StoreHealth::Unreachable)),
+                    _ => {}
+                }
+                async move { tracing::info!(%event, "NATS") }
+            });
         if let Some(file) = &address.credentials {
             options = options.credentials_file(file).await.map_err(|error| {
                 StoreError::Failed(format!("`{}` cannot be read: {error}", file.display()))

@@ -16,7 +16,7 @@ use crate::{
     store::{CatalogError, StoreError, StoredCatalog, TITLES_MAX},
 };
 use prost::Message;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 const CHUNK_BYTES: usize = 64 << 10;
 const CHUNKS_PER_STEP: usize = GROUP_BYTES_MAX / CHUNK_BYTES / 2;
@@ -80,8 +80,11 @@ pub(super) fn leftovers(tree: &Tree) -> Result<Vec<Step>, StoreError> {
     Ok(removals(stale))
 }
 
-/// Every title with its catalogue.
-pub(super) fn load(tree: &Tree) -> Result<Vec<StoredCatalog>, StoreError> {
+/// Every title with its catalogue, but those of known revisions.
+pub(super) fn load(
+    tree: &Tree,
+    known: &BTreeMap<Title, u64>,
+) -> Result<Vec<StoredCatalog>, StoreError> {
     let mut catalogs = Vec::new();
     for entry in tree.scan_prefix(keys::titles()) {
         let (key, value) = entry.map_err(failed)?;
@@ -89,6 +92,9 @@ pub(super) fn load(tree: &Tree) -> Result<Vec<StoredCatalog>, StoreError> {
             return Err(damaged(&key, "stands under a key that is no title's"));
         };
         let TitleRow { revision, chunk_count } = read_row(&key, &value)?;
+        if known.get(&title) == Some(&revision) {
+            continue;
+        }
         let mut bytes = Vec::new();
         for chunk in 0..chunk_count {
             let key = Key::CatalogChunk { title: title.clone(), revision, chunk }.encode();

@@ -36,7 +36,7 @@ mod watchdog;
 mod work;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -451,8 +451,12 @@ impl Store for SledStore {
         self.work(Room::Shared, delete).await
     }
 
-    async fn catalogs(&self) -> Result<Vec<StoredCatalog>, StoreError> {
-        self.read(|view| catalogs::load(view.tree())).await
+    async fn newer_catalogs(
+        &self,
+        known: &BTreeMap<Title, u64>,
+    ) -> Result<Vec<StoredCatalog>, StoreError> {
+        let known = known.clone();
+        self.read(move |view| catalogs::load(view.tree(), &known)).await
     }
 
     async fn replace_catalog(

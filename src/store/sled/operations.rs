@@ -231,17 +231,15 @@ impl Target for GroupTarget<'_> {
 #[async_trait]
 impl Operations for SledStore {
     async fn reset(&self, update: ResetUpdate) -> Result<ResetDone, ResetError> {
-        let reset = move |committer: &mut Committer, group: &mut Group| {
-            reset(committer, group, &update)
-        };
+        let reset =
+            move |committer: &mut Committer, group: &mut Group| reset(committer, group, &update);
         self.work(Room::Shared, reset).await
     }
 
     async fn erase_player(&self, player: &PlayerKey) -> Result<Erased, StoreError> {
         let player = player.clone();
-        let erase = move |committer: &mut Committer, group: &mut Group| {
-            erase(committer, group, &player)
-        };
+        let erase =
+            move |committer: &mut Committer, group: &mut Group| erase(committer, group, &player);
         self.work(Room::Alone, erase).await
     }
 

@@ -6,7 +6,7 @@
 //! equal; a second pass that does look up is made only to say what is wrong.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
     num::NonZero,
     sync::{
@@ -100,7 +100,7 @@ pub(super) fn verify(tree: &Tree, progress: &mut dyn FnMut(u64)) -> Result<Repor
         }
         Some(_) => {}
     }
-    match catalogs::load(tree) {
+    match catalogs::load(tree, &BTreeMap::new()) {
         Ok(catalogs) if catalogs.len() as u64 == report.titles => {}
         Ok(_) => report.problem("catalogues are there that cannot be looked up".to_owned()),
         Err(error) => report.problem(error.to_string()),

@@ -1,0 +1,56 @@
+//! Asking servers of a cluster about themselves, over their monitoring addresses: clients are not
+//! told whether a server syncs every write.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{Address, layout::EngineError};
+
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Largest answer that is read.
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
+
+/// Refuses a cluster of which a server does not sync every write; warns where nobody was asked.
+pub(super) async fn check(address: &Address) -> Result<(), EngineError> {
+    if address.monitors.is_empty() {
+        tracing::warn!(
+            "nobody was asked whether the cluster syncs every write; its servers need \
+             `sync_interval: always`, or what is acknowledged may be lost in a power cut. Give \
+             their monitoring addresses (`nats_monitor`) to have it checked"
+        );
+    }
+    for monitor in &address.monitors {
+        let problem = |problem: String| EngineError::Monitor { monitor: monitor.clone(), problem };
+        let asked = timeout(ANSWER_TIME_MAX, ask(monitor)).await;
+        let answer = asked.map_err(|_| problem("does not answer".to_owned()))?.map_err(problem)?;
+        if answer["jetstream"]["config"]["sync_always"] != Value::Bool(true) {
+            let name = answer["server_name"].as_str().unwrap_or_default();
+            return Err(problem(format!(
+                "says that server {name:?} does not sync every write: set `sync_interval: always` \
+                 in its `jetstream` block"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What a server says of itself.
+async fn ask(monitor: &str) -> Result<Value, String> {
+    let host = monitor.trim_start_matches("http://").trim_end_matches('/');
+    let failed = |error: std::io::Error| format!("cannot be asked: {error}");
+    let mut stream = TcpStream::connect(host).await.map_err(failed)?;
+    // HTTP/1.0: the answer ends with the connection.
+    let request = format!("GET /varz HTTP/1.0\r\nHost: {host}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.map_err(failed)?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).await.map_err(failed)?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    serde_json::from_str(body).map_err(|_| "does not answer as a NATS server does".to_owned())
+}
