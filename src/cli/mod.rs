@@ -114,7 +114,7 @@ pub enum CliError {
     #[error("{}", said(.0))]
     Status(Box<Status>),
     /// A cluster cannot be used.
-    #[error("the cluster: {0}")]
+    #[error("the cluster {0}")]
     Engine(#[from] EngineError),
     /// A data folder is not sound.
     #[error("{0}")]

@@ -104,7 +104,7 @@ pub enum ServeError {
     #[error("the data folder {0}")]
     Open(#[from] OpenError),
     /// The cluster cannot be used.
-    #[error("the cluster: {0}")]
+    #[error("the cluster {0}")]
     Engine(#[from] EngineError),
     /// The store failed while starting.
     #[error(transparent)]
@@ -283,6 +283,7 @@ impl Server {
         let doors = Doors { access: access.clone(), catalogs, drain: drain.clone() };
         let storage = StorageApi::new(store.clone(), doors.clone(), limits);
         let completion = CompletionApi::new(store.clone(), doors.clone());
+        tasks.spawn(completion.clone().follow_claims());
         let admin = AdminApi::new(store.clone(), doors.clone());
         let catalog = CatalogApi::new(store, doors, from_files);
         let router = transport(&settings, access)

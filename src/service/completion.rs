@@ -2,6 +2,7 @@
 
 use std::{ops::RangeInclusive, pin::Pin, sync::Arc, time::Duration};
 
+use tokio::sync::broadcast::error::RecvError;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
@@ -56,6 +57,22 @@ impl CompletionApi {
     pub fn new(store: Arc<dyn Store>, doors: Doors) -> Self {
         let live = Live::new(store.clone(), entry);
         Self { live, store, doors, consumers: Consumers::default() }
+    }
+
+    /// Ends consumers of subscriptions that have one on another server now, for as long as the
+    /// store can tell.
+    pub async fn follow_claims(self) {
+        let mut claims = self.store.claims();
+        loop {
+            match claims.recv().await {
+                Ok((title, name)) => {
+                    let why = status::taken_over(&name);
+                    self.consumers.end(&(title, name), why);
+                }
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
     }
 
     /// Follows a feed, for a caller who has a place for it.
@@ -147,6 +164,10 @@ impl CompletionService for CompletionApi {
             read.map_err(|error| status::from_feed(error, "subscribe.after"))?;
         }
         let claim = self.consumers.claim((title.clone(), name.clone())).await;
+        // Acks go on where another server does not hear of it: they only ever move forward.
+        if let Err(error) = self.store.claim(&title, &name).await {
+            tracing::warn!(%error, "other servers were not told of a new consumer");
+        }
         let opened = self.store.open_subscription(&title, &name, after.as_ref()).await;
         let opened =
             opened.map_err(|error| status::from_subscription(error, &name, "subscribe.after"))?;

@@ -22,7 +22,7 @@ use std::{
 
 use async_trait::async_trait;
 use thiserror::Error;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::domain::{
     Catalog, Cursor, Entry, EpochSeconds, NodeId, Outcome, PlayerKey, PlayerUpdate, Refusal, State,
@@ -105,6 +105,17 @@ pub trait Store: Operations {
         name: &SubscriptionName,
         through: &Cursor,
     ) -> Result<Subscription, SubscriptionError>;
+
+    /// Says to other servers of this store that a subscription has a consumer here now.
+    async fn claim(&self, _: &Title, _: &SubscriptionName) -> Result<(), StoreError> {
+        // There are none.
+        Ok(())
+    }
+
+    /// What other servers say so.
+    fn claims(&self) -> broadcast::Receiver<(Title, SubscriptionName)> {
+        broadcast::Sender::new(1).subscribe()
+    }
 
     /// Every subscription of a title, in the order of their names' bytes.
     async fn subscriptions(&self, title: &Title) -> Result<Vec<Subscription>, StoreError>;

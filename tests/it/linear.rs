@@ -1,10 +1,7 @@
 //! Linearizability: whatever many clients see of records, over kills and lost answers, is what one
 //! client after the other could have seen.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use accolade::proto::v1::{
     GetAchievementStorageRequest, SetAchievementStorageRequest,
@@ -30,12 +27,13 @@ fn histories() -> usize {
 
 /// What a client needs to know.
 #[derive(Clone)]
-struct Room {
-    round: usize,
-    client: usize,
-    start: Instant,
-    /// Where the server listens, as long as there is one.
-    url: watch::Receiver<Option<String>>,
+pub struct Room {
+    pub round: usize,
+    pub client: usize,
+    pub start: Instant,
+    pub operations: usize,
+    /// Where servers listen, as long as there are any.
+    pub urls: watch::Receiver<Vec<String>>,
 }
 
 impl Room {
@@ -45,7 +43,8 @@ impl Room {
 
     async fn connect(&mut self) -> StorageClient {
         loop {
-            let url = self.url.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+            let urls = self.urls.wait_for(|urls| !urls.is_empty()).await.unwrap().clone();
+            let url = urls[fastrand::usize(..urls.len())].clone();
             let endpoint = Endpoint::from_shared(url).unwrap().connect_timeout(PATIENCE);
             if let Ok(channel) = endpoint.connect().await {
                 return StorageClient::new(channel);
@@ -54,12 +53,17 @@ impl Room {
         }
     }
 
-    /// Gets and sets at random; an operation without an answer has an unknown outcome.
-    async fn play(mut self) -> History {
+    /// Gets and sets at random, now here and now there; an operation without an answer has an
+    /// unknown outcome.
+    pub async fn play(mut self) -> History {
         let mut client = self.connect().await;
         let mut history = History::new();
         let mut seen = [0; RECORDS];
-        for _ in 0..OPERATIONS {
+        let has_several = self.urls.borrow().len() > 1;
+        for _ in 0..self.operations {
+            if has_several && fastrand::u8(..10) == 0 {
+                client = self.connect().await;
+            }
             let record = fastrand::usize(..RECORDS);
             let kind = match fastrand::u8(..10) {
                 0..4 => Kind::Get,
@@ -148,14 +152,14 @@ async fn every_history_is_linearizable() {
     let data = dir.path().join("data");
     let mut server = Server::start(&data, &[]);
     server.apply("t", &[("n", 1 << 50)]).await;
-    let (url, watched) = watch::channel(Some(server.url()));
-    let url = Arc::new(url);
+    let (urls, watched) = watch::channel(vec![server.url()]);
     let (mut operations, mut lost, mut conflicts, mut mutants) = (0, 0, 0, 0);
     for round in 0..histories() {
         let start = Instant::now();
         let mut clients = JoinSet::new();
         for client in 0..CLIENTS {
-            clients.spawn(Room { round, client, start, url: watched.clone() }.play());
+            let (operations, urls) = (OPERATIONS, watched.clone());
+            clients.spawn(Room { round, client, start, operations, urls }.play());
         }
         // Stopped for a while and killed, somewhere in the middle of it.
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..75))).await;
@@ -165,10 +169,10 @@ async fn every_history_is_linearizable() {
             server.signal("CONT");
         }
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..75))).await;
-        url.send_replace(None);
+        urls.send_replace(Vec::new());
         server.kill();
         server = Server::start(&data, &[]);
-        url.send_replace(Some(server.url()));
+        urls.send_replace(vec![server.url()]);
 
         let history: History = clients.join_all().await.into_iter().flatten().collect();
         check(&history).unwrap_or_else(|error| panic!("round {round}: {error}"));

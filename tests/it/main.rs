@@ -16,6 +16,8 @@ mod bad_input;
 mod cases;
 mod catalog;
 mod client;
+mod cluster;
+mod cluster_faults;
 mod command_line;
 mod consume;
 #[cfg(feature = "failpoints")]

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
 pub mod history;
+pub mod nats;
 
 use std::{
     fs,
@@ -47,6 +48,13 @@ impl Server {
     /// Starts on a data folder, on a free port, and waits until it listens.
     pub fn start(data: &Path, args: &[&str]) -> Self {
         Self::try_start(data, args).expect("the server starts")
+    }
+
+    /// Starts on a cluster, as [`Self::start`] does on a folder; `log` is its log.
+    pub fn start_on(cluster: &str, log: &Path, args: &[&str]) -> Self {
+        let mut command = Command::new(BINARY);
+        command.args(["serve", "--store", cluster, "--listen", "127.0.0.1:0"]).args(args);
+        Self::run(command, log).expect("the server starts")
     }
 
     /// The error is what the server wrote to its log.

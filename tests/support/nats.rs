@@ -82,6 +82,11 @@ impl Nats {
         format!("nats://{}/{prefix}", hosts.collect::<Vec<_>>().join(","))
     }
 
+    /// The address at which a server tells about itself.
+    pub fn monitor(&self, n: usize) -> String {
+        format!("http://127.0.0.1:{}", self.nodes[n].http)
+    }
+
     /// Starts a server that does not run.
     pub fn run(&mut self, n: usize) {
         let node = &mut self.nodes[n];

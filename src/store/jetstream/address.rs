@@ -39,14 +39,16 @@ pub struct Address {
 pub struct AddressError;
 
 impl Address {
-    /// The servers without users and passwords, to be shown.
+    /// The address without users and passwords, to be shown.
     #[must_use]
     pub fn shown(&self) -> String {
+        let scheme = self.servers.first().and_then(|server| server.split_once("://"));
+        let scheme = scheme.map_or("nats", |(scheme, _)| scheme);
         let hosts = self.servers.iter().map(|server| {
-            let (scheme, rest) = server.split_once("://").unwrap_or(("nats", server));
-            format!("{scheme}://{}", rest.rsplit('@').next().unwrap_or(rest))
+            let host = server.rsplit("://").next().unwrap_or(server);
+            host.rsplit('@').next().unwrap_or(host)
         });
-        format!("{}/{}", hosts.collect::<Vec<_>>().join(","), self.prefix)
+        format!("{scheme}://{}/{}", hosts.collect::<Vec<_>>().join(","), self.prefix)
     }
 }
 
@@ -116,7 +118,7 @@ mod tests {
         let address: Address = "nats://a,u:p@b:1/game-1".parse().unwrap();
         assert_eq!(address.servers, ["nats://a:4222", "nats://u:p@b:1"]);
         assert_eq!(address.prefix, "game-1");
-        assert_eq!(address.shown(), "nats://a:4222,nats://b:1/game-1");
+        assert_eq!(address.shown(), "nats://a:4222,b:1/game-1");
         assert!(!format!("{address:?}").contains("u:p"), "{address:?}");
         let address: Address = "tls://[::1]:9,[::2]".parse().unwrap();
         assert_eq!(address.servers, ["tls://[::1]:9", "tls://[::2]:4222"]);

@@ -46,7 +46,7 @@ pub struct Plan {
 pub enum EngineError {
     /// Its servers are too old.
     #[error(
-        "the NATS server has version {0}; use {major}.{minor} or later, which syncs a batch as one",
+        "runs NATS {0}; use {major}.{minor} or later, which syncs a batch as one",
         major = VERSION.0,
         minor = VERSION.1
     )]
@@ -64,7 +64,9 @@ pub enum EngineError {
         actual: u32,
     },
     /// A stream is not as it must be.
-    #[error("stream {stream} {problem}; run `accolade engine init` to mend what can be mended")]
+    #[error(
+        "has a stream {stream} that {problem}; run `accolade engine init` to mend what can be mended"
+    )]
     Stream {
         /// Which.
         stream: String,
@@ -72,7 +74,7 @@ pub enum EngineError {
         problem: String,
     },
     /// A server does not sync, or cannot be asked.
-    #[error("the monitor {monitor} {problem}")]
+    #[error("has a monitor {monitor} that {problem}")]
     Monitor {
         /// Its address.
         monitor: String,
@@ -80,7 +82,7 @@ pub enum EngineError {
         problem: String,
     },
     /// The cluster could not.
-    #[error(transparent)]
+    #[error("cannot be used: {0}")]
     Store(#[from] StoreError),
 }
 
@@ -132,7 +134,7 @@ pub(super) async fn check(wire: &Wire, address: &Address) -> Result<Found, Engin
         let expected = partition_config(&names, partition, 1);
         let missing = || EngineError::Stream {
             stream: expected.name.clone(),
-            problem: "is missing".to_owned(),
+            problem: "is not there".to_owned(),
         };
         replicas = replicas.min(check_stream(wire, &expected).await?.ok_or_else(missing)?);
         let first = read_row(wire, &expected.name, &names.first(partition)).await?;

@@ -4,11 +4,12 @@
 //! Rooms: `address`, `layout` (made once, checked at start), `names`; `wire` is all that is said to
 //! JetStream, `cluster` what is shared by the rest. A set goes through `players` (queue, compare
 //! and swap, unknown outcomes), `draft` (the rules) and `document` (the format). `feed` and
-//! `places` are feeds and their cursors; `subscriptions`, `catalogs`, `scan`, `erase` and `import`
-//! are what their names say.
+//! `places` are feeds and their cursors; `subscriptions` (with `claims`), `catalogs`,
+//! `scan`, `erase` and `import` are what their names say; `monitor` asks servers about themselves.
 
 mod address;
 mod catalogs;
+mod claims;
 mod cluster;
 mod document;
 mod draft;
@@ -32,12 +33,14 @@ use std::{
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{broadcast, oneshot, watch},
     task::AbortHandle,
     time::{Duration, sleep},
 };
 
-use self::{cluster::Cluster, names::Names, players::Players, scan::Counted, wire::Wire};
+use self::{
+    claims::Claims, cluster::Cluster, names::Names, players::Players, scan::Counted, wire::Wire,
+};
 use super::{
     Answered, Bookmark, CatalogError, Erased, FeedBounds, FeedError, FeedSource, ImportError,
     Imported, Operations, PlayerRecords, Rarity, ResetDone, ResetError, Retention, Store,
@@ -66,7 +69,8 @@ pub struct JetStreamStore {
     counted: Counted,
     health: watch::Sender<StoreHealth>,
     catalog_changes: watch::Sender<()>,
-    listening: AbortHandle,
+    claims: Claims,
+    listening: [AbortHandle; 2],
 }
 
 /// Makes an installation, or what is missing of it.
@@ -113,7 +117,11 @@ impl JetStreamStore {
         let cluster = Arc::new(Cluster::new(wire, names, found.store_id, clock));
         let players = Arc::new(Players::new(cluster.clone(), cache_bytes));
         let catalog_changes = watch::Sender::new(());
-        let listening = tokio::spawn(listen(cluster.clone(), catalog_changes.clone()));
+        let claims = Claims::default();
+        let listening = [
+            tokio::spawn(listen(cluster.clone(), catalog_changes.clone())).abort_handle(),
+            tokio::spawn(claims.clone().listen(cluster.clone())).abort_handle(),
+        ];
         tracing::info!(
             cluster = %address.shown(),
             partitions = found.partitions,
@@ -126,7 +134,8 @@ impl JetStreamStore {
             counted: Counted::default(),
             health,
             catalog_changes,
-            listening: listening.abort_handle(),
+            claims,
+            listening,
         })
     }
 
@@ -137,7 +146,7 @@ impl JetStreamStore {
 
 impl Drop for JetStreamStore {
     fn drop(&mut self) {
-        self.listening.abort();
+        self.listening.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -316,6 +325,14 @@ impl Store for JetStreamStore {
         through: &Cursor,
     ) -> Result<Subscription, SubscriptionError> {
         subscriptions::ack(&self.cluster, title, name, through).await
+    }
+
+    async fn claim(&self, title: &Title, name: &SubscriptionName) -> Result<(), StoreError> {
+        self.claims.say(&self.cluster, title, name).await
+    }
+
+    fn claims(&self) -> broadcast::Receiver<(Title, SubscriptionName)> {
+        self.claims.heard.subscribe()
     }
 
     async fn subscriptions(&self, title: &Title) -> Result<Vec<Subscription>, StoreError> {

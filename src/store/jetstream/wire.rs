@@ -1,9 +1,10 @@
 //! What is said to JetStream: reads at the leader, pages of a subject, and atomic batches.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use async_nats::{
-    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind, StatusCode,
+    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind, ServerAddr,
+    StatusCode,
     jetstream::{
         self, Context, ContextBuilder,
         message::StreamMessage,
@@ -176,7 +177,7 @@ impl Wire {
                     Event::Disconnected => drop(health.send_replace(StoreHealth::Unreachable)),
                     _ => {}
                 }
-                async move { tracing::info!(%event, "NATS") }
+                async {}
             });
         if let Some(file) = &address.credentials {
             options = options.credentials_file(file).await.map_err(|error| {
@@ -189,11 +190,14 @@ impl Wire {
         if let Some((certificate, key)) = &address.certificate {
             options = options.add_client_certificate(certificate.clone(), key.clone());
         }
-        let servers = address.servers.join(",");
-        let client = options.connect(&servers).await;
-        let client = client.map_err(|error| {
-            StoreError::Failed(format!("no server of {servers} can be reached: {error}"))
-        })?;
+        let unreachable = |error: &dyn Display| {
+            let cluster = address.shown();
+            StoreError::Failed(format!("no server of {cluster} can be reached: {error}"))
+        };
+        let servers = address.servers.iter().map(|server| server.parse::<ServerAddr>());
+        let servers: Vec<_> =
+            servers.collect::<Result<_, _>>().map_err(|error| unreachable(&error))?;
+        let client = options.connect(servers).await.map_err(|error| unreachable(&error))?;
         let mut context = jetstream::new(client.clone());
         context.set_timeout(ANSWER_TIME_MAX);
         let reads = ContextBuilder::new().timeout(READ_TIME_MAX).build(client.clone());

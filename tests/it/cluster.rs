@@ -1,0 +1,290 @@
+//! Several servers on one JetStream cluster: one service, whichever of them is asked.
+
+use std::{collections::HashMap, time::Duration};
+
+use accolade::proto::v1::{
+    ConsumeCompletionsRequest, ConsumeCompletionsResponse, ListCompletionsRequest,
+    ResetAchievementRequest, consume_completions_request::Action,
+    consume_completions_response::Event as Consumed, watch_completions_response::Event,
+};
+use tempfile::TempDir;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::support::{
+    PATIENCE, Server, Watch, accolade, delta, get, nats::Nats, reason, set, text,
+};
+
+/// How long another server may take to hear of a catalogue.
+const HEARD: Duration = Duration::from_secs(5);
+
+/// Lays a cluster out.
+pub fn init(url: &str, partitions: &str, replicas: &str) {
+    let args = ["engine", "init", "--store", url, "--partitions", partitions];
+    let done = accolade(&[&args[..], &["--replicas", replicas]].concat());
+    assert!(done.status.success(), "{}", text(&done.stderr));
+}
+
+fn refused(args: &[&str]) -> String {
+    let done = accolade(args);
+    assert!(!done.status.success(), "{}", text(&done.stdout));
+    text(&done.stderr)
+}
+
+/// Waits until a server knows a title.
+async fn wait_for_title(server: &Server, title: &str) {
+    let start = std::time::Instant::now();
+    let mut client = server.storage().await;
+    while client.set_achievement_storage(delta(title, "first", "n", 1)).await.is_err() {
+        assert!(start.elapsed() < HEARD, "{title} is not heard of");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn a_cluster_is_laid_out_once_and_checked_at_each_start() {
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    let other = nats.url("other");
+    let serve = |url: &str| refused(&["serve", "--listen", "127.0.0.1:0", "--store", url]);
+    assert!(serve(&url).contains("is not laid out yet; run `accolade engine init --store"));
+    assert!(refused(&["engine", "check", "--store", &url]).contains("engine init"));
+    let three = refused(&["engine", "init", "--store", &url]);
+    assert!(three.contains("replicas"), "one server cannot keep three: {three}");
+
+    init(&url, "3", "1");
+    init(&url, "3", "1");
+    let more = refused(&["engine", "init", "--store", &url, "--partitions", "4"]);
+    assert!(more.contains("has 3 partitions, which never changes"), "{more}");
+    assert!(
+        serve(&other).contains("is not laid out yet"),
+        "another prefix is another installation"
+    );
+    let checked = accolade(&["engine", "check", "--store", &url]);
+    assert_eq!(text(&checked.stdout).trim(), format!("{url}: 3 partitions, 1 replicas; sound"));
+
+    let wrong = refused(&["serve", "--store", "http://x"]);
+    assert!(wrong.contains("`store` is \"http://x\"; pass none: it is no address"), "{wrong}");
+    let alone = refused(&["serve", "--nats-ca", "x"]);
+    assert!(alone.contains("settings of NATS are given, and no `store`"), "{alone}");
+    assert!(serve("nats://127.0.0.1:1/ach").contains("can be reached"));
+}
+
+/// The servers of this test sync always, so one that does not is made up of an answer.
+#[test]
+fn a_cluster_that_does_not_sync_every_write_is_refused() {
+    use std::io::{Read, Write};
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let monitor = format!("http://{}", listener.local_addr().unwrap());
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.read(&mut [0; 1024]).unwrap();
+        let answer = r#"{"server_name":"n0","jetstream":{"config":{"sync_interval":120}}}"#;
+        write!(stream, "HTTP/1.0 200 OK\r\n\r\n{answer}").unwrap();
+    });
+    let init = ["engine", "init", "--store", &url, "--replicas", "1", "--nats-monitor"];
+    let said = refused(&[&init[..], &[&monitor]].concat());
+    answering.join().unwrap();
+    assert!(said.contains("server \"n0\" does not sync every write"), "{said}");
+    let sound = accolade(&[&init[..], &[&nats.monitor(0)]].concat());
+    assert!(sound.status.success(), "{}", text(&sound.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_are_one_service() {
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    init(&url, "4", "1");
+    let dir = TempDir::new().unwrap();
+    let start = |name: &str| Server::start_on(&url, &dir.path().join(name), &[]);
+    let (a, b) = (start("a.log"), start("b.log"));
+    a.apply("t", &[("n", 2), ("m", 1)]).await;
+    wait_for_title(&b, "t").await;
+
+    // What one stores, the other has at once, and judges by.
+    let (mut on_a, mut on_b) = (a.storage().await, b.storage().await);
+    let mut watch = Watch::after(&b, "t", "").await;
+    for n in 0..20 {
+        let player = format!("p{n}");
+        let first = set(&mut on_a, delta("t", &player, "n", 1)).await;
+        assert_eq!(first.updated.unwrap().version, 1);
+        assert_eq!(get(&mut on_b, "t", &player).await[0].progress, 1);
+        let mut stale = delta("t", &player, "n", 1);
+        stale.expected_version = Some(0);
+        assert_eq!(set(&mut on_b, stale).await.code, 5);
+        let second = set(&mut on_b, delta("t", &player, "n", 1)).await;
+        assert!(second.newly_completed && !second.cursor.is_empty());
+        // The server that wrote it first still takes it for version 1, and finds out.
+        let mut stale = delta("t", &player, "n", 1);
+        stale.expected_version = Some(1);
+        assert_eq!(set(&mut on_a, stale).await.code, 5);
+    }
+
+    // Each completion once, in any order between players; a reset behind the completion of its own.
+    let request = ResetAchievementRequest {
+        title: "t".to_owned(),
+        player_id: "p7".to_owned(),
+        node_id: "n".to_owned(),
+        reason: "refund".to_owned(),
+        ..ResetAchievementRequest::default()
+    };
+    let done = a.operator().await.reset_achievement(request).await.unwrap().into_inner();
+    assert!(done.changed);
+    let mut seen: HashMap<String, u32> = HashMap::new();
+    for _ in 0..20 {
+        let completion = watch.completion().await;
+        *seen.entry(completion.player_id).or_default() += 1;
+    }
+    assert!((0..20).all(|n| seen[&format!("p{n}")] == 1), "{seen:?}");
+
+    // Listed on either server, resumed in the middle on the other.
+    let list = async |server: &Server, after: &str, page_size: i32| {
+        let (title, after) = ("t".to_owned(), after.to_owned());
+        let request = ListCompletionsRequest { title, after, page_size, ..Default::default() };
+        server.completions().await.list_completions(request).await.unwrap().into_inner()
+    };
+    let first = list(&a, "", 9).await;
+    let rest = list(&b, &first.cursor, 100).await;
+    assert_eq!((first.completions.len(), rest.completions.len()), (9, 11));
+    let mut both: Vec<_> =
+        first.completions.iter().chain(&rest.completions).map(|it| &it.player_id).collect();
+    both.sort_unstable();
+    both.dedup();
+    assert_eq!(both.len(), 20);
+}
+
+type Acks = tokio::sync::mpsc::Sender<ConsumeCompletionsRequest>;
+
+/// Begins to consume; the first event is behind `subscribed`.
+async fn consume(server: &Server) -> (Acks, tonic::Streaming<ConsumeCompletionsResponse>) {
+    let (sender, requests) = tokio::sync::mpsc::channel(8);
+    let subscribe = accolade::proto::v1::Subscribe {
+        title: "t".to_owned(),
+        name: "rewards".to_owned(),
+        after: Some(String::new()),
+        ..Default::default()
+    };
+    let action = Some(Action::Subscribe(subscribe));
+    sender.send(ConsumeCompletionsRequest { action }).await.unwrap();
+    let mut client = server.completions().await;
+    let events = client.consume_completions(ReceiverStream::new(requests)).await.unwrap();
+    (sender, events.into_inner())
+}
+
+/// The next completion's player and cursor.
+async fn next(
+    events: &mut tonic::Streaming<ConsumeCompletionsResponse>,
+) -> Result<(String, String), tonic::Status> {
+    loop {
+        let message = tokio::time::timeout(PATIENCE, events.message()).await.expect("in time")?;
+        if let Some(Consumed::Completion(it)) = message.expect("ends with an error").event {
+            return Ok((it.player_id, it.cursor));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_on_one_server_takes_over_from_one_on_another() {
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    init(&url, "1", "1");
+    let dir = TempDir::new().unwrap();
+    let start = |name: &str| Server::start_on(&url, &dir.path().join(name), &[]);
+    let (a, b) = (start("a.log"), start("b.log"));
+    a.apply("t", &[("n", 1)]).await;
+    wait_for_title(&b, "t").await;
+    let mut client = a.storage().await;
+    for n in 0..3 {
+        set(&mut client, delta("t", &format!("p{n}"), "n", 1)).await;
+    }
+
+    let (acks, mut on_a) = consume(&a).await;
+    assert_eq!(next(&mut on_a).await.unwrap().0, "first");
+    let (player, cursor) = next(&mut on_a).await.unwrap();
+    assert_eq!(player, "p0");
+    let ack = accolade::proto::v1::Ack { cursor };
+    acks.send(ConsumeCompletionsRequest { action: Some(Action::Ack(ack)) }).await.unwrap();
+    // Answered once it is stored.
+    let mut acked = false;
+    let mut rest = Vec::new();
+    while !acked {
+        let message = on_a.message().await.unwrap().unwrap();
+        match message.event {
+            Some(Consumed::Acked(_)) => acked = true,
+            Some(Consumed::Completion(it)) => rest.push(it.player_id),
+            _ => {}
+        }
+    }
+
+    let (sender, requests) = tokio::sync::mpsc::channel(8);
+    let subscribe = accolade::proto::v1::Subscribe {
+        title: "t".to_owned(),
+        name: "rewards".to_owned(),
+        ..Default::default()
+    };
+    let action = Some(Action::Subscribe(subscribe));
+    sender.send(ConsumeCompletionsRequest { action }).await.unwrap();
+    let mut on_b = b.completions().await;
+    let on_b = on_b.consume_completions(ReceiverStream::new(requests)).await.unwrap();
+    let mut on_b = on_b.into_inner();
+    assert_eq!(next(&mut on_b).await.unwrap().0, "p1", "behind the last ack");
+    let ended = loop {
+        match next(&mut on_a).await {
+            Ok(_) => {}
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(reason(&ended), "SUBSCRIPTION_TAKEN_OVER");
+}
+
+/// A reset is told behind its completion, whoever told it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_to_a_player_is_told_in_its_order() {
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    init(&url, "4", "1");
+    let dir = TempDir::new().unwrap();
+    let start = |name: &str| Server::start_on(&url, &dir.path().join(name), &[]);
+    let servers = [start("a.log"), start("b.log")];
+    servers[0].apply("t", &[("n", 1)]).await;
+    wait_for_title(&servers[1], "t").await;
+    let mut watch = Watch::start(
+        &servers[1],
+        accolade::proto::v1::WatchCompletionsRequest {
+            title: "t".to_owned(),
+            after: Some(String::new()),
+            ..Default::default()
+        },
+    )
+    .await;
+    const ROUNDS: usize = 5;
+    for round in 0..ROUNDS {
+        for n in 0..8 {
+            let player = format!("p{n}");
+            let server = &servers[(round + n) % 2];
+            set(&mut server.storage().await, delta("t", &player, "n", 1)).await;
+            let request = ResetAchievementRequest {
+                title: "t".to_owned(),
+                player_id: player,
+                node_id: "n".to_owned(),
+                reason: "again".to_owned(),
+                ..ResetAchievementRequest::default()
+            };
+            let other = &servers[(round + n + 1) % 2];
+            other.operator().await.reset_achievement(request).await.unwrap();
+        }
+    }
+    let mut versions: HashMap<String, Vec<i64>> = HashMap::new();
+    for _ in 0..ROUNDS * 8 * 2 + 1 {
+        match watch.entry().await {
+            Event::Completion(it) => versions.entry(it.player_id).or_default().push(it.version),
+            Event::Reset(it) => versions.entry(it.player_id).or_default().push(it.version),
+            other => panic!("{other:?}"),
+        }
+    }
+    for n in 0..8 {
+        let expected: Vec<i64> = (1..=2 * ROUNDS as i64).collect();
+        assert_eq!(versions[&format!("p{n}")], expected);
+    }
+}
