@@ -11,7 +11,7 @@ FEATURES := failpoints,otel
 
 .DEFAULT_GOAL := help
 .PHONY: help test check unit integration crash endurance clients soak bench bench-unary bench-stream \
-	bench-latency bench-watch bench-scale tools clean
+	bench-latency bench-watch bench-scale bench-cluster tools clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,7 +27,7 @@ check: tools ## Format, lints, the protocol files' own rules, and what comes in 
 	$(BIN)/buf breaking --against proto/released.binpb
 	$(BIN)/cargo-deny --locked --workspace check bans licenses sources
 
-unit: ## Rules, stores, formats
+unit: tools ## Rules, stores, formats
 	$(CARGO) test --features $(FEATURES) --lib
 	$(CARGO) test --features $(FEATURES) --doc
 
@@ -57,6 +57,7 @@ soak: export ACCOLADE_STALLED_SETS := 3000
 soak: export ACCOLADE_STORMS := 200
 soak: export ACCOLADE_IDLE_SECONDS := 600
 soak: export ACCOLADE_SOAK_SECONDS := 28800
+soak: export ACCOLADE_LEADER_KILLS := 500
 soak: unit integration crash endurance ## The same tests of faults at their nightly sizes; takes hours
 
 # Databases to compare with come from Debian: etcd-server redis-server postgresql. Those that are not
@@ -64,6 +65,11 @@ soak: unit integration crash endurance ## The same tests of faults at their nigh
 bench: ## How fast, beside bare tonic, bare sled and other databases; writes bench.json
 	$(CARGO) build --release -p accolade -p accolade-bench
 	target/release/accolade-bench --dir target --json bench.json $(BENCH)
+
+bench-cluster: tools ## Three servers of NATS on this machine, beside JetStream alone and etcd; growth
+	$(CARGO) build --release -p accolade -p accolade-bench
+	target/release/accolade-bench --dir target --part cluster --part cluster-scale \
+		--json bench-cluster.json $(BENCH)
 
 bench-unary bench-stream bench-latency bench-watch bench-scale: bench-%: ## One part of it
 	$(CARGO) build --release -p accolade -p accolade-bench

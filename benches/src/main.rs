@@ -3,9 +3,13 @@
 
 #![allow(clippy::cast_precision_loss, reason = "counts and times are far below 2^53")]
 
+mod cluster;
 mod echo;
 mod grpc;
 mod load;
+#[allow(dead_code, reason = "shared with the tests")]
+#[path = "../../tests/support/nats.rs"]
+mod nats;
 mod parts;
 mod peers;
 mod process;
@@ -78,6 +82,10 @@ enum Part {
     Watch,
     /// Millions of records
     Scale,
+    /// A JetStream cluster of three, beside bare JetStream and etcd; only where it is asked for
+    Cluster,
+    /// How such a cluster grows; only where it is asked for
+    ClusterScale,
 }
 
 fn main() -> Result<()> {
@@ -122,6 +130,12 @@ async fn run(args: Args) -> Result<()> {
     }
     if wants(Part::Scale) {
         parts::scale(dir.path(), args.connections, args.scale_records, time, &mut report).await?;
+    }
+    if args.part.contains(&Part::Cluster) {
+        cluster::compare(dir.path(), args.connections, args.rounds, time, &mut report).await?;
+    }
+    if args.part.contains(&Part::ClusterScale) {
+        cluster::scale(dir.path(), args.connections, time, &mut report).await?;
     }
     println!("{}", report.table());
     if let Some(path) = &args.json {

@@ -68,7 +68,7 @@ impl Stage {
 }
 
 /// The catalogue of the records.
-fn catalog(dir: &Path) -> Result<PathBuf> {
+pub fn catalog(dir: &Path) -> Result<PathBuf> {
     let nodes = 0..u32::try_from(records::NODES)?;
     let definition = |node| {
         let target = 1_u64 << 50;

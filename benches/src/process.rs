@@ -58,15 +58,31 @@ impl Process {
         Self::announced(command.args(args)).await
     }
 
-    /// Resident memory, in bytes.
-    pub fn memory(&self) -> Result<u64> {
-        let pid = self.child.id().ok_or("the server has ended")?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|text| text.split_whitespace().next()).ok_or("no VmRSS")?;
-        Ok(kib.parse::<u64>()? * 1024)
+    /// Our server on a cluster.
+    pub async fn accolade_on(cluster: &str, catalog: &Path) -> Result<Self> {
+        let binary = std::env::current_exe()?.with_file_name("accolade");
+        let mut command = Command::new(binary);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--log-filter", "error"]);
+        command.args(["--store", cluster, "--catalog"]);
+        Self::announced(command.arg(format!("{}={}", crate::records::TITLE, catalog.display())))
+            .await
     }
 
+    /// Resident memory, in bytes.
+    pub fn memory(&self) -> Result<u64> {
+        memory_of(self.child.id().ok_or("the server has ended")?)
+    }
+}
+
+/// Resident memory of a process, in bytes.
+pub fn memory_of(pid: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|text| text.split_whitespace().next()).ok_or("no VmRSS")?;
+    Ok(kib.parse::<u64>()? * 1024)
+}
+
+impl Process {
     /// Kills it, and waits until it is gone.
     pub async fn kill(mut self) -> Result<()> {
         Ok(self.child.kill().await?)

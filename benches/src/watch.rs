@@ -142,7 +142,7 @@ pub async fn bare_deliveries(url: &str, subscribers: usize, time: Duration) -> R
 }
 
 /// A set that completes a record nobody has written yet.
-fn complete() -> SetAchievementStorageRequest {
+pub fn complete() -> SetAchievementStorageRequest {
     SetAchievementStorageRequest {
         title: TITLE.to_owned(),
         player_id: format!("finisher-{:016x}", fastrand::u64(..)),

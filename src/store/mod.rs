@@ -2,6 +2,7 @@
 //! ("apply this update", "completions after this cursor"), so that each engine can use its own best
 //! atomic step.
 
+mod crash_point;
 mod cursor;
 mod frame;
 pub mod jetstream;

@@ -49,11 +49,12 @@ fn a_cluster_is_laid_out_once_and_checked_at_each_start() {
     assert!(serve(&url).contains("is not laid out yet; run `accolade engine init --store"));
     assert!(refused(&["engine", "check", "--store", &url]).contains("engine init"));
     let three = refused(&["engine", "init", "--store", &url]);
-    assert!(three.contains("replicas"), "one server cannot keep three: {three}");
+    assert!(three.contains("is one server alone, which cannot keep 3 replicas"), "{three}");
 
     init(&url, "3", "1");
     init(&url, "3", "1");
-    let more = refused(&["engine", "init", "--store", &url, "--partitions", "4"]);
+    let more = ["engine", "init", "--store", &url, "--partitions", "4", "--replicas", "1"];
+    let more = refused(&more);
     assert!(more.contains("has 3 partitions, which never changes"), "{more}");
     assert!(
         serve(&other).contains("is not laid out yet"),
@@ -287,4 +288,42 @@ async fn what_happens_to_a_player_is_told_in_its_order() {
         let expected: Vec<i64> = (1..=2 * ROUNDS as i64).collect();
         assert_eq!(versions[&format!("p{n}")], expected);
     }
+}
+
+/// A batch of which only the first message was sent leaves nothing behind.
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_killed_in_the_middle_of_a_batch_leaves_nothing_of_it() {
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    init(&url, "1", "1");
+    let dir = TempDir::new().unwrap();
+    let other = Server::start_on(&url, &dir.path().join("b.log"), &[]);
+    other.apply("t", &[("n", 1)]).await;
+    for n in 0..5 {
+        let mut command = std::process::Command::new(crate::support::BINARY);
+        command.args(["serve", "--store", &url, "--listen", "127.0.0.1:0"]);
+        command.env("FAILPOINTS", format!("batch-begun={n}*off->return"));
+        let server = Server::run(command, &dir.path().join("a.log")).unwrap();
+        let mut client = server.storage().await;
+        for sent in 0..=n {
+            let player = format!("p{n}-{sent}");
+            let mut request = delta("t", &player, "n", 1);
+            request.request_id = player.clone();
+            let answer = client.set_achievement_storage(request.clone()).await;
+            assert_eq!(answer.is_err(), sent == n, "the last one crashes the server");
+            let mut on_other = other.storage().await;
+            assert_eq!(get(&mut on_other, "t", &player).await.len(), usize::from(sent < n));
+            let again = set(&mut on_other, request).await;
+            assert_eq!(again.replayed, sent < n);
+            assert_eq!(again.updated.unwrap().version, 1);
+        }
+    }
+    let request = ListCompletionsRequest {
+        title: "t".to_owned(),
+        page_size: 1000,
+        ..ListCompletionsRequest::default()
+    };
+    let listed = other.completions().await.list_completions(request).await.unwrap().into_inner();
+    assert_eq!(listed.completions.len(), 15);
 }

@@ -18,6 +18,7 @@ mod catalog;
 mod client;
 mod cluster;
 mod cluster_faults;
+mod cluster_transfer;
 mod command_line;
 mod consume;
 #[cfg(feature = "failpoints")]

@@ -33,7 +33,7 @@ fn empty() -> (Server, TempDir) {
 }
 
 /// What an export gives; behind a checkpoint, or "" for all.
-async fn exported(server: &Server, title: &str, after: &str) -> Result<Vec<Item>, Status> {
+pub async fn exported(server: &Server, title: &str, after: &str) -> Result<Vec<Item>, Status> {
     let request = ExportRecordsRequest { title: title.to_owned(), after: after.to_owned() };
     let mut answers = server.operator().await.export_records(request).await?.into_inner();
     let mut items = Vec::new();
@@ -102,7 +102,7 @@ fn len(items: &[Item]) -> i64 {
 }
 
 /// A set with all that a set can have.
-fn with_hat() -> SetAchievementStorageRequest {
+pub fn with_hat() -> SetAchievementStorageRequest {
     SetAchievementStorageRequest {
         extra: Some("红帽".into()),
         expected_version: Some(0),
@@ -111,11 +111,11 @@ fn with_hat() -> SetAchievementStorageRequest {
     }
 }
 
-fn refund() -> ResetAchievementRequest {
+pub fn refund() -> ResetAchievementRequest {
     ResetAchievementRequest { request_id: "refund".into(), ..reset("p", "n") }
 }
 
-fn late_ones() -> [LateUpdate; 2] {
+pub fn late_ones() -> [LateUpdate; 2] {
     let at = now();
     [
         late("l", "m", Change::Delta(1), "late", at - 500),
@@ -137,7 +137,7 @@ async fn subscribe(server: &Server, name: &str, cursor: &str) {
 }
 
 /// Fills a title with everything that a title can have.
-async fn fill(server: &Server) {
+pub async fn fill(server: &Server) {
     set(&mut server.storage().await, with_hat()).await;
     let acked = complete(server, "b", "n").await.cursor;
     complete(server, "p", "n").await;
@@ -250,7 +250,7 @@ async fn an_import_that_was_cut_off_anywhere_is_sound_and_goes_on() {
 }
 
 /// So many players who complete a node, by one stream.
-async fn complete_many(server: &Server, players: usize) {
+pub async fn complete_many(server: &Server, players: usize) {
     let sets = (0..players).map(|n| StreamSetAchievementStorageRequest {
         tag: 0,
         set: Some(delta("t", &format!("p{n}"), "n", 1)),

@@ -30,8 +30,10 @@ struct Node {
 
 /// The program: that of `make tools`, or what `ACCOLADE_NATS_SERVER` names.
 fn program() -> PathBuf {
-    let installed = concat!(env!("CARGO_MANIFEST_DIR"), "/.tools/venv/bin/nats-server");
-    let program = std::env::var_os("ACCOLADE_NATS_SERVER").map_or(installed.into(), PathBuf::from);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = if root.ends_with("benches") { root.parent().unwrap() } else { root };
+    let installed = root.join(".tools/venv/bin/nats-server");
+    let program = std::env::var_os("ACCOLADE_NATS_SERVER").map_or(installed, PathBuf::from);
     assert!(program.exists(), "`{}` is missing; run `make tools`", program.display());
     program
 }
@@ -47,7 +49,12 @@ fn free_ports<const N: usize>() -> [u16; N] {
 impl Nats {
     /// Starts so many servers, and waits until they are ready.
     pub fn start(count: usize) -> Self {
-        let dir = TempDir::new().unwrap();
+        Self::start_in(&std::env::temp_dir(), count)
+    }
+
+    /// The same, with their files in a folder of this one.
+    pub fn start_in(dir: &Path, count: usize) -> Self {
+        let dir = TempDir::new_in(dir).unwrap();
         let ports: Vec<_> = (0..count).map(|_| free_ports::<3>()).collect();
         let routes: Vec<_> =
             ports.iter().map(|[_, _, cluster]| format!("nats://127.0.0.1:{cluster}")).collect();
@@ -130,10 +137,6 @@ impl Nats {
         fs::read_to_string(self.nodes[n].config.with_extension("log")).unwrap_or_default()
     }
 
-    pub fn count(&self) -> usize {
-        self.nodes.len()
-    }
-
     pub fn pid(&self, n: usize) -> u32 {
         self.nodes[n].child.as_ref().expect("it runs").id()
     }
@@ -169,11 +172,6 @@ impl Nats {
             let leader = found["cluster"]["leader"].as_str()?;
             leader.strip_prefix('n')?.parse().ok()
         })
-    }
-
-    /// Where a server keeps its files.
-    pub fn data(&self, n: usize) -> PathBuf {
-        Path::new(&self.nodes[n].config).with_extension("")
     }
 }
 

@@ -61,46 +61,67 @@ mod messages {
 }
 
 pub struct Etcd {
-    _child: Child,
-    url: String,
+    _children: Vec<Child>,
+    urls: Vec<String>,
     versions: Versions,
 }
 
 impl Etcd {
-    pub async fn start(dir: &Path, records: usize) -> Result<Self> {
+    /// A cluster of so many.
+    pub async fn start(dir: &Path, records: usize, nodes: usize) -> Result<Self> {
         let etcd = program("etcd", &[])?;
-        make_dir(dir)?;
-        let url = format!("http://127.0.0.1:{}", free_port()?);
-        let peer_url = format!("http://127.0.0.1:{}", free_port()?);
-        let child = Command::new(etcd)
-            .arg("--data-dir")
-            .arg(dir)
-            .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
-            .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-            .args(["--initial-cluster", &format!("default={peer_url}")])
-            .args(["--log-level", "error", "--quota-backend-bytes", "8000000000"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        let this = Self { _child: child, url, versions: Versions::new(records, 1) };
-        let mut client = until(|| async { this.client().await }).await?;
+        let ports: Result<Vec<_>> = (0..nodes).map(|_| Ok((free_port()?, free_port()?))).collect();
+        let local = |port: u16| format!("http://127.0.0.1:{port}");
+        let places: Vec<_> =
+            ports?.into_iter().map(|(client, peer)| (local(client), local(peer))).collect();
+        let all: Vec<_> =
+            places.iter().enumerate().map(|(n, (_, peer))| format!("e{n}={peer}")).collect();
+        let mut children = Vec::new();
+        for (n, (url, peer)) in places.iter().enumerate() {
+            let data = dir.join(format!("e{n}"));
+            make_dir(&data)?;
+            let child = Command::new(&etcd)
+                .arg("--data-dir")
+                .arg(data)
+                .args(["--name", &format!("e{n}")])
+                .args(["--listen-client-urls", url, "--advertise-client-urls", url])
+                .args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer])
+                .args(["--initial-cluster", &all.join(",")])
+                .args(["--log-level", "error", "--quota-backend-bytes", "8000000000"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .kill_on_drop(true)
+                .spawn()?;
+            children.push(child);
+        }
+        let urls = places.into_iter().map(|(url, _)| url).collect();
+        let this = Self { _children: children, urls, versions: Versions::new(records, 1) };
+        let mut client = until(|| async { this.client(0).await }).await?;
         let indexes: Vec<u32> = (0..u32::try_from(records)?).collect();
         for part in indexes.chunks(100) {
-            let success = part.iter().map(|index| put(*index)).collect();
-            transact(&mut client, messages::Txn { compare: Vec::new(), success }).await?;
+            let success: Vec<_> = part.iter().map(|index| put(*index)).collect();
+            let txn = || messages::Txn { compare: Vec::new(), success: success.clone() };
+            // A cluster that has just been started has no leader yet.
+            let client = &mut client;
+            match transact(client, txn()).await {
+                Ok(_) => {}
+                Err(_) => {
+                    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+                    transact(client, txn()).await?;
+                }
+            }
         }
         Ok(this)
     }
 
-    async fn client(&self) -> Result<Grpc<Channel>> {
-        Ok(Grpc::new(connect(&self.url).await?))
+    async fn client(&self, node: usize) -> Result<Grpc<Channel>> {
+        Ok(Grpc::new(connect(&self.urls[node % self.urls.len()]).await?))
     }
 
     pub async fn setters(&self, in_flight: usize) -> Result<Vec<Setter>> {
         let mut clients = Vec::new();
-        for _ in 0..CONNECTIONS {
-            clients.push(self.client().await?);
+        for connection in 0..CONNECTIONS {
+            clients.push(self.client(connection).await?);
         }
         let shares = self.versions.shares(in_flight).into_iter().zip(clients.iter().cycle());
         Ok(shares.map(|(share, client)| Setter { client: client.clone(), share }).collect())

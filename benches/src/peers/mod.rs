@@ -34,7 +34,7 @@ pub async fn start(dir: &Path, records: usize) -> Vec<(&'static str, Peer)> {
             None => eprintln!("{name} is left out: {error}"),
         },
     };
-    add("etcd", Etcd::start(&dir.join("etcd"), records).await.map(Peer::Etcd));
+    add("etcd", Etcd::start(&dir.join("etcd"), records, 1).await.map(Peer::Etcd));
     add("redis", Redis::start(&dir.join("redis"), records).await.map(Peer::Redis));
     add("postgresql", Postgres::start(&dir.join("postgres"), records).await.map(Peer::Postgres));
     peers

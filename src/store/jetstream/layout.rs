@@ -63,6 +63,15 @@ pub enum EngineError {
         /// What it has.
         actual: u32,
     },
+    /// It is one server.
+    #[error(
+        "is one server alone, which cannot keep {replicas} replicas; pass --replicas 1 to try it, \
+         or run three servers as a cluster"
+    )]
+    Alone {
+        /// What was asked for.
+        replicas: usize,
+    },
     /// A stream is not as it must be.
     #[error(
         "has a stream {stream} that {problem}; run `accolade engine init` to mend what can be mended"
@@ -252,6 +261,11 @@ async fn make(wire: &Wire, config: Config) -> Result<(), EngineError> {
                 stream: config.name.clone(),
                 problem: format!("is there and cannot be brought to this layout: {error}"),
             });
+        }
+        if let CreateStreamErrorKind::JetStream(it) = error.kind()
+            && it.error_code() == ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED
+        {
+            return Err(EngineError::Alone { replicas: config.num_replicas });
         }
         // A cluster that has just been started refuses for a while.
         if start.elapsed() > READY_TIME_MAX {

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::Address;
-use crate::store::{StoreError, StoreHealth};
+use crate::store::{StoreError, StoreHealth, crash_point::crash_point};
 
 /// Longest wait for an answer of JetStream. A leader that is gone has none; it takes a cluster 4 to
 /// 9 seconds to choose another.
@@ -324,6 +324,7 @@ impl Wire {
                 // The last is not sent, so none is stored.
                 return Written::NotNow(error.to_string());
             }
+            crash_point!("batch-begun");
         }
         let mut headers = headers(&last, batch.as_ref().map(|(id, count)| (&**id, *count)));
         if batch.is_some() {

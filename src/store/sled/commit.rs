@@ -25,7 +25,6 @@ use super::{
     bounds::{GROUP_BYTES_MAX, ITEM_BYTES_MAX, WORK_BYTES_MAX},
     catalogs,
     counts::Tally,
-    crash_point::crash_point,
     feeds::{FeedEnds, Feeds, TitleFeed},
     frame, keys,
     poison::Poison,
@@ -46,7 +45,7 @@ use crate::{
     proto::rows::{FeedRow, StoreRow},
     store::{
         Applied, ApplyError, CatalogError, StoreError, StoredCatalog, StoredRecord,
-        cursor::CursorCodec,
+        crash_point::crash_point, cursor::CursorCodec,
     },
 };
 

@@ -11,7 +11,6 @@ mod bounds;
 mod catalogs;
 mod commit;
 mod counts;
-mod crash_point;
 mod error;
 mod feeds;
 mod folder;

@@ -30,7 +30,6 @@ use super::{
     ballast,
     bounds::SEGMENT_BYTES,
     catalogs,
-    crash_point::crash_point,
     error::{OpenError, at, unreadable},
     folder::{create_dir, files, read_files, remove_dir, sync_dir, sync_tree, write_back},
     frame,
@@ -40,7 +39,10 @@ use super::{
     verify::{Report, verify},
     watchdog::FAILURE_POLL,
 };
-use crate::{proto::rows::StoreRow, store::StoreError};
+use crate::{
+    proto::rows::StoreRow,
+    store::{StoreError, crash_point::crash_point},
+};
 
 /// How long to wait for another process to let go of the folder: one that is just stopping.
 const LOCK_ATTEMPTS: u32 = 200;

@@ -21,7 +21,6 @@ use tokio::{runtime::Handle, sync::oneshot};
 use super::{
     bounds::{GROUP_JOBS_MAX, GROUP_JOBS_MIN},
     counts::{Counts, Tally},
-    crash_point::crash_point,
     feeds::{FeedEnds, TitleFeed},
     mark::Mark,
     poison::Poison,
@@ -31,7 +30,9 @@ use super::{
 };
 use crate::{
     metrics::METRICS,
-    store::{Applied, ApplyError, CatalogError, StoreError, StoredCatalog},
+    store::{
+        Applied, ApplyError, CatalogError, StoreError, StoredCatalog, crash_point::crash_point,
+    },
 };
 
 /// Makes applied writes durable; the store's is sled's `flush`, which ends in our fdatasync.

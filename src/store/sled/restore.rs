@@ -10,7 +10,6 @@ use std::{
 use super::{
     Report, SledStore,
     commit::{Committer, Group},
-    crash_point::crash_point,
     error::{OpenError, at, unreadable},
     folder::{create_dir, remove_dir, sync_dir, sync_tree},
     operations,
@@ -19,7 +18,7 @@ use super::{
 use crate::{
     clock::Clock,
     domain::Title,
-    store::{Store, StoreError},
+    store::{Store, StoreError, crash_point::crash_point},
 };
 
 /// A data folder in the making.

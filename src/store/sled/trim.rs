@@ -3,7 +3,6 @@
 use super::{
     bounds::TRIM_ROWS_MAX,
     commit::{Committer, Group},
-    crash_point::crash_point,
     keys,
     read::{failed, read_row},
     rows::stored_at,
@@ -11,7 +10,7 @@ use super::{
 use crate::{
     domain::Title,
     proto::rows::CompletionRow,
-    store::{Retention, StoreError},
+    store::{Retention, StoreError, crash_point::crash_point},
 };
 
 /// Removes the oldest completions that need not be kept, at most [`TRIM_ROWS_MAX`]; tells how many.
