@@ -1,5 +1,5 @@
 //! Two servers on three NATS servers while leaders are killed, all of them are killed, a leader
-//! stands still, and servers of ours are killed: no acknowledged set is lost, every history is
+//! stands still or is cut off from the others, and servers of ours are killed: no acknowledged set is lost, every history is
 //! linearizable, and every subscriber hears of every completion once.
 //!
 //! `ACCOLADE_LEADER_KILLS` sets how many leaders are killed; 20 unless given.
@@ -53,6 +53,9 @@ const DEADLINE: Duration = Duration::from_secs(12);
 /// Longer than a cluster takes to choose another leader.
 const STOPPED: Duration = Duration::from_secs(7);
 
+/// Longer than a leader that was cut off takes to notice (10 s).
+const CUT: Duration = Duration::from_secs(14);
+
 fn leader_kills() -> usize {
     std::env::var("ACCOLADE_LEADER_KILLS").map_or(20, |text| text.parse().expect("a number"))
 }
@@ -62,6 +65,7 @@ enum Fault {
     KillLeader,
     KillAll,
     StopLeader,
+    CutLeader,
     KillServer,
 }
 
@@ -119,6 +123,12 @@ impl Scene {
                 self.nats.signal(leader, "STOP");
                 sleep(STOPPED).await;
                 self.nats.signal(leader, "CONT");
+            }
+            Fault::CutLeader => {
+                let leader = self.leader().await;
+                self.nats.cut(leader, true);
+                sleep(CUT).await;
+                self.nats.cut(leader, false);
             }
             Fault::KillServer => {
                 let n = fastrand::usize(..self.servers.len());
@@ -258,7 +268,12 @@ async fn no_acknowledged_set_is_lost_whatever_is_killed() {
 
     let kills = leader_kills();
     let mut faults = vec![Fault::KillLeader; kills];
-    let others = [(Fault::KillAll, 10), (Fault::StopLeader, 10), (Fault::KillServer, 5)];
+    let others = [
+        (Fault::KillAll, 10),
+        (Fault::StopLeader, 10),
+        (Fault::CutLeader, 10),
+        (Fault::KillServer, 5),
+    ];
     for (fault, every) in others {
         faults.extend(vec![fault; kills.div_ceil(every)]);
     }

@@ -2,11 +2,18 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    io::{
+        ErrorKind::{TimedOut, WouldBlock},
+        Read, Write,
+    },
+    net::{Shutdown, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread::sleep,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, sleep},
     time::{Duration, Instant},
 };
 
@@ -15,10 +22,89 @@ use tempfile::TempDir;
 /// Longest wait for servers to be ready, or to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How often ways between servers look whether they are cut.
+const STEP: Duration = Duration::from_millis(10);
+
 /// Servers of one cluster; ended when dropped.
 pub struct Nats {
     nodes: Vec<Node>,
+    network: Network,
     _dir: TempDir,
+}
+
+/// What servers say to each other goes through here, so that a server can be cut off. Bytes of a
+/// connection that is cut arrive when it is mended, as they would in a network that lost them.
+struct Network {
+    /// Whether each server is cut off.
+    is_cut: Arc<Vec<AtomicBool>>,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Network {
+    fn new(count: usize) -> Self {
+        let is_cut = Arc::new((0..count).map(|_| AtomicBool::new(false)).collect());
+        Self { is_cut, is_over: Arc::default() }
+    }
+
+    /// The port of a way from one server to the port of another.
+    fn way(&self, from: usize, to: usize, port: u16) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let way = listener.local_addr().unwrap().port();
+        listener.set_nonblocking(true).unwrap();
+        let (is_cut, is_over) = (self.is_cut.clone(), self.is_over.clone());
+        let is_stopped = Arc::new(move || {
+            is_cut[from].load(Ordering::Relaxed) || is_cut[to].load(Ordering::Relaxed)
+        });
+        thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                let Ok((near, _)) = listener.accept() else {
+                    sleep(STEP);
+                    continue;
+                };
+                let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let (is_stopped, is_over) = (is_stopped.clone(), is_over.clone());
+                    thread::spawn(move || carry(from, to, &*is_stopped, &is_over));
+                }
+            }
+        });
+        way
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Carries bytes one way until an end is closed.
+fn carry(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    is_stopped: &dyn Fn() -> bool,
+    is_over: &AtomicBool,
+) {
+    let mut buffer = vec![0; 64 << 10];
+    from.set_nonblocking(false).unwrap();
+    from.set_read_timeout(Some(STEP * 10)).unwrap();
+    while !is_over.load(Ordering::Relaxed) {
+        let read = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => read,
+            Err(error) if matches!(error.kind(), WouldBlock | TimedOut) => continue,
+            Err(_) => break,
+        };
+        while is_stopped() && !is_over.load(Ordering::Relaxed) {
+            sleep(STEP);
+        }
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
 }
 
 struct Node {
@@ -56,8 +142,7 @@ impl Nats {
     pub fn start_in(dir: &Path, count: usize) -> Self {
         let dir = TempDir::new_in(dir).unwrap();
         let ports: Vec<_> = (0..count).map(|_| free_ports::<3>()).collect();
-        let routes: Vec<_> =
-            ports.iter().map(|[_, _, cluster]| format!("nats://127.0.0.1:{cluster}")).collect();
+        let network = Network::new(count);
         let nodes = ports.iter().enumerate().map(|(n, [port, http, cluster])| {
             let data = dir.path().join(format!("n{n}"));
             let mut text = format!(
@@ -66,6 +151,12 @@ impl Nats {
                 data.display()
             );
             if count > 1 {
+                let others = ports.iter().enumerate().filter(|(other, _)| *other != n);
+                let routes: Vec<_> = others
+                    .map(|(other, [_, _, cluster])| {
+                        format!("nats://127.0.0.1:{}", network.way(n, other, *cluster))
+                    })
+                    .collect();
                 text += &format!(
                     "cluster {{ name: c, listen: \"127.0.0.1:{cluster}\", no_advertise: true, \
                      routes: [{}] }}\n",
@@ -77,7 +168,7 @@ impl Nats {
             Node { child: None, config, port: *port, http: *http }
         });
         let nodes: Vec<_> = nodes.collect();
-        let mut nats = Self { nodes, _dir: dir };
+        let mut nats = Self { nodes, network, _dir: dir };
         (0..count).for_each(|n| nats.run(n));
         (0..count).for_each(|n| nats.wait_ready(n));
         nats
@@ -157,6 +248,11 @@ impl Nats {
     pub fn signal(&self, n: usize, name: &str) {
         let pid = self.pid(n).to_string();
         assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    /// Cuts a server off from the others, but not from its clients; or mends that.
+    pub fn cut(&self, n: usize, is_cut: bool) {
+        self.network.is_cut[n].store(is_cut, Ordering::Relaxed);
     }
 
     /// Which server leads a stream, if any does.

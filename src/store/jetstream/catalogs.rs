@@ -129,7 +129,7 @@ pub(super) async fn replace(
             return Err(CatalogError::TooManyTitles);
         }
         let writes = writes(cluster, title, (revision, write_id), &bytes, sequence).await?;
-        match cluster.wire.write(writes).await {
+        match cluster.wire.write(&cluster.names.shared_stream(), writes).await {
             Written::Stored(_) => break,
             // Read anew, the head shows what became of it.
             Written::Conflict | Written::NotNow(_) | Written::Unknown => {}

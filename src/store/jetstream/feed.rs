@@ -290,9 +290,10 @@ async fn write_row(
     row: &FeedPartRow,
     sequence: u64,
 ) -> Result<bool, StoreError> {
-    let subject = cluster.names.feed(partition, title);
+    let (stream, subject) = (cluster.names.stream(partition), cluster.names.feed(partition, title));
     let value = Bytes::from(frame::encode(subject.as_bytes(), row));
-    match cluster.wire.write(vec![Write { subject, value, replaces: Some(sequence) }]).await {
+    let write = Write { subject, value, replaces: Some(sequence) };
+    match cluster.wire.write(&stream, vec![write]).await {
         Written::Stored(_) => Ok(true),
         // Where it was stored, whoever reads it anew sees that.
         Written::Conflict | Written::Unknown => Ok(false),

@@ -256,7 +256,7 @@ impl<'a> Step<'a> {
                 writes.push(Write { subject, value: value.into(), replaces });
             }
             let after_events = (writes.len() - count) as u64;
-            let written = cluster.wire.write(writes).await;
+            let written = cluster.wire.write(&cluster.names.stream(partition), writes).await;
             keys.iter().for_each(|key| players.forget(key));
             match written {
                 Written::Stored(sequence) if count > 0 => {

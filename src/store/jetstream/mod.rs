@@ -15,8 +15,10 @@ mod document;
 mod draft;
 mod erase;
 mod feed;
+mod groups;
 mod import;
 mod layout;
+mod lease;
 mod monitor;
 mod names;
 mod places;
@@ -114,6 +116,9 @@ impl JetStreamStore {
         monitor::check(address).await?;
         let found = layout::check(&wire, address).await?;
         let names = Names::new(&address.prefix, found.partitions);
+        // A stream of one server has one leader, whatever happens.
+        let leases = if found.replicas > 1 { names.leases() } else { Vec::new() };
+        let wire = wire.with_leases(leases);
         let cluster = Arc::new(Cluster::new(wire, names, found.store_id, clock));
         let players = Arc::new(Players::new(cluster.clone(), cache_bytes));
         let catalog_changes = watch::Sender::new(());

@@ -6,6 +6,7 @@
 //! | subject | holds |
 //! |---|---|
 //! | `ach.engine` | how the streams are laid out |
+//! | `ach.lease`, `ach.<p>.lease` | nothing; written to know that the leader is one |
 //! | `ach.title.<title>` | which pieces are a title's catalogue |
 //! | `ach.piece.<title>.<n>` | the pieces |
 //! | `ach.<p>.layout` | the same as `ach.engine`; the first message |
@@ -66,7 +67,9 @@ impl Names {
 
     /// Everything in the stream that is shared.
     pub(super) fn shared_subjects(&self) -> Vec<String> {
-        ["engine", "title.*", "piece.*.*"].map(|it| format!("{}.{it}", self.prefix)).to_vec()
+        ["engine", "lease", "title.*", "piece.*.*"]
+            .map(|it| format!("{}.{it}", self.prefix))
+            .to_vec()
     }
 
     /// Everything in a partition.
@@ -76,6 +79,14 @@ impl Names {
 
     pub(super) fn engine(&self) -> String {
         format!("{}.engine", self.prefix)
+    }
+
+    /// All streams, each with the subject of its lease.
+    pub(super) fn leases(&self) -> Vec<(String, String)> {
+        let Self { prefix, .. } = self;
+        let partitions = (0..self.partitions)
+            .map(|partition| (self.stream(partition), format!("{prefix}.{partition}.lease")));
+        partitions.chain([(self.shared_stream(), format!("{prefix}.lease"))]).collect()
     }
 
     /// The first message of a partition, so that its first sequence is no event's.

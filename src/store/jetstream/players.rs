@@ -23,6 +23,7 @@ use super::{
     cluster::Cluster,
     document::{Document, Writer},
     draft::{Draft, ResetTold, SetTold, TooMany, settled},
+    groups::{Grouped, Groups},
     wire::{PATIENCE, Pauses, StoredMessage, Write, Written},
 };
 use crate::{
@@ -36,9 +37,6 @@ const WAITING_MAX: usize = 4096;
 /// Most updates that are written as one: with so many events each, a batch has less than the 1000
 /// messages that JetStream takes.
 const TOGETHER_MAX: usize = 40;
-
-/// Batches of several messages under way in one partition. JetStream takes 50 of all servers.
-const BATCHES_MAX: usize = 24;
 
 /// How often to judge anew without a pause where other servers write the same player.
 const CONFLICTS_AT_ONCE: u32 = 3;
@@ -60,7 +58,7 @@ pub(super) struct Players {
     cluster: Arc<Cluster>,
     queues: Mutex<HashMap<PlayerKey, VecDeque<Job>>>,
     places: Arc<Semaphore>,
-    batches: Vec<Semaphore>,
+    groups: Groups,
     /// Documents as this server wrote them last.
     known: Cache<PlayerKey, Arc<Known>, ByBytes>,
     writer_id: u64,
@@ -132,12 +130,12 @@ impl Players {
     pub(super) fn new(cluster: Arc<Cluster>, cache_bytes: u64) -> Self {
         const PLAYER_BYTES: u64 = 1024;
         let players = usize::try_from(cache_bytes / PLAYER_BYTES).unwrap_or(usize::MAX).max(1);
-        let batches = cluster.partitions().map(|_| Semaphore::new(BATCHES_MAX)).collect();
+        let groups = Groups::start(&cluster);
         Self {
             cluster,
             queues: Mutex::default(),
             places: Arc::new(Semaphore::new(WAITING_MAX)),
-            batches,
+            groups,
             known: Cache::with_weighter(players, cache_bytes, ByBytes),
             writer_id: fastrand::u64(..),
             writes: AtomicU64::new(0),
@@ -371,15 +369,18 @@ impl Players {
         write: Writer,
         based_on: u64,
     ) -> Attempt {
+        let stream = self.cluster.names.stream(partition);
         let mut pauses = Pauses::new(PATIENCE);
         let mut is_unknown = false;
+        // With others at first; whatever is then not clear is cleared up by itself.
+        let mut grouped = Some(self.groups.write(partition, writes.clone()).await);
         loop {
-            let turn = match writes.len() {
-                1 => None,
-                _ => self.batches[partition as usize].acquire().await.ok(),
+            let written = match grouped.take() {
+                Some(Grouped::Written(written)) => written,
+                Some(Grouped::Alone) | None => {
+                    self.cluster.wire.write(&stream, writes.clone()).await
+                }
             };
-            let written = self.cluster.wire.write(writes.clone()).await;
-            drop(turn);
             match written {
                 Written::Stored(sequence) => return Attempt::Stored(sequence),
                 Written::Conflict if !is_unknown => return Attempt::Conflict,

@@ -168,7 +168,7 @@ pub(super) async fn change(
             value: Bytes::from(frame::encode(subject.as_bytes(), &row)),
             replaces: Some(message.map_or(0, |message| message.sequence)),
         };
-        match cluster.wire.write(vec![write]).await {
+        match cluster.wire.write(&stream, vec![write]).await {
             Written::Stored(_) => return Ok(row),
             // Read anew it shows what became of it.
             Written::Conflict | Written::Unknown | Written::NotNow(_) => {}

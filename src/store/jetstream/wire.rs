@@ -1,10 +1,10 @@
 //! What is said to JetStream: reads at the leader, pages of a subject, and atomic batches.
 
-use std::{fmt::Display, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use async_nats::{
-    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind, ServerAddr,
-    StatusCode,
+    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestError, RequestErrorKind,
+    ServerAddr, StatusCode,
     jetstream::{
         self, Context, ContextBuilder,
         message::StreamMessage,
@@ -13,13 +13,14 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use super::Address;
+use super::{Address, lease::Leases};
 use crate::store::{StoreError, StoreHealth, crash_point::crash_point};
 
 /// Longest wait for an answer of JetStream. A leader that is gone has none; it takes a cluster 4 to
@@ -48,6 +49,9 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 /// Pause before the next attempt to connect, at most.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(250);
 
+/// How long leaders may be silent before this server looks for another NATS server.
+const SILENCE_MAX: Duration = Duration::from_secs(4);
+
 /// Messages that wait to be written to the connection.
 const WAITING_MAX: usize = 8192;
 
@@ -61,6 +65,16 @@ pub(super) struct Wire {
     client: Client,
     reads: Context,
     pub(super) context: Context,
+    leases: Arc<Leases>,
+    reached: Arc<Reached>,
+}
+
+/// When leaders last answered to writes and to reads, and when this server last looked for another
+/// NATS server.
+struct Reached {
+    writes: Mutex<Instant>,
+    reads: Mutex<Instant>,
+    moved: Mutex<Instant>,
 }
 
 /// A message to store.
@@ -201,7 +215,69 @@ impl Wire {
         let mut context = jetstream::new(client.clone());
         context.set_timeout(ANSWER_TIME_MAX);
         let reads = ContextBuilder::new().timeout(READ_TIME_MAX).build(client.clone());
-        Ok(Self { client, reads, context })
+        let now = || Mutex::new(Instant::now());
+        let reached = Arc::new(Reached { writes: now(), reads: now(), moved: now() });
+        Ok(Self { client, reads, context, leases: Arc::new(Leases::new([])), reached })
+    }
+
+    /// The same, with reads of these streams that are never stale; each has a subject for that.
+    pub(super) fn with_leases(self, streams: Vec<(String, String)>) -> Self {
+        Self { leases: Arc::new(Leases::new(streams)), ..self }
+    }
+
+    /// Where no leader has answered for a while: the NATS server that this is connected to may be cut
+    /// off from the others. Another one may not be.
+    fn silent(&self, reached: &Mutex<Instant>) {
+        let is_long = |since: &Mutex<Instant>| since.lock().elapsed() > SILENCE_MAX;
+        if is_long(reached) && is_long(&self.reached.moved) {
+            *self.reached.moved.lock() = Instant::now();
+            tracing::warn!("no leader answers; connecting to another NATS server");
+            let client = self.client.clone();
+            tokio::spawn(async move { client.force_reconnect().await });
+        }
+    }
+
+    /// Until when what a stream's leader reads is the truth; writes something first, where nobody
+    /// has of late.
+    async fn lease(&self, stream: &str) -> Result<Option<Instant>, StoreError> {
+        let Some(lease) = self.leases.of(stream) else { return Ok(None) };
+        if let Some(until) = self.leases.until(lease) {
+            return Ok(Some(until));
+        }
+        let _renewing = lease.renewing.lock().await;
+        // Whoever came first has done it for all.
+        if let Some(until) = self.leases.until(lease) {
+            return Ok(Some(until));
+        }
+        let headers = rollup();
+        let sent = Instant::now();
+        let request = Request::new().headers(headers);
+        match self.answer(self.client.send_request(lease.subject.clone(), request).await) {
+            Written::Stored(_) => self.leases.renew(stream, sent),
+            other => return Err(unavailable(format!("{stream} has no leader: {other:?}"))),
+        }
+        self.leases.until(lease).map(Some).ok_or_else(|| unavailable("a lease came too late"))
+    }
+
+    /// What a leader answered to a read; nothing, where its lease had run out by then.
+    fn answered<T>(
+        &self,
+        until: Option<Instant>,
+        told: Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match told {
+            Ok(_) if until.is_some_and(|until| Instant::now() >= until) => {
+                Err(unavailable("the answer came too late to be sure of"))
+            }
+            Ok(told) => {
+                *self.reached.reads.lock() = Instant::now();
+                Ok(told)
+            }
+            Err(error) => {
+                self.silent(&self.reached.reads);
+                Err(error)
+            }
+        }
     }
 
     /// The version of the server that this is connected to.
@@ -238,9 +314,10 @@ impl Wire {
         stream: &str,
         subject: &str,
     ) -> Result<Option<StoredMessage>, StoreError> {
-        let stream = self.reads.get_stream_no_info(stream).await.map_err(unavailable)?;
-        let found = stream.get_last_raw_message_by_subject(subject).await;
-        found_or_none(found)
+        let handle = self.reads.get_stream_no_info(stream).await.map_err(unavailable)?;
+        let until = self.lease(stream).await?;
+        let found = found_or_none(handle.get_last_raw_message_by_subject(subject).await);
+        self.answered(until, found)
     }
 
     /// The first message of a subject from a sequence on, as the stream's leader has it.
@@ -259,9 +336,11 @@ impl Wire {
         subject: &str,
         from: u64,
     ) -> Result<Option<StoredMessage>, StoreError> {
-        let stream = self.reads.get_stream_no_info(stream).await.map_err(unavailable)?;
-        let asked = stream.raw_message_builder().sequence(from).next_by_subject(subject);
-        found_or_none(asked.send().await)
+        let handle = self.reads.get_stream_no_info(stream).await.map_err(unavailable)?;
+        let until = self.lease(stream).await?;
+        let asked = handle.raw_message_builder().sequence(from).next_by_subject(subject);
+        let found = found_or_none(asked.send().await);
+        self.answered(until, found)
     }
 
     /// Messages of a subject from a sequence on, as any replica has them: it may be a moment
@@ -311,8 +390,8 @@ impl Wire {
         }
     }
 
-    /// Stores all or none, in their order.
-    pub(super) async fn write(&self, mut writes: Vec<Write>) -> Written {
+    /// Stores all or none in a stream, in their order.
+    pub(super) async fn write(&self, stream: &str, mut writes: Vec<Write>) -> Written {
         let last = writes.pop().expect("there is something to write");
         let id = format!("{:032x}", fastrand::u128(..));
         let batch = (!writes.is_empty()).then_some((id, writes.len() + 1));
@@ -330,14 +409,30 @@ impl Wire {
         if batch.is_some() {
             headers.insert("Nats-Batch-Commit", "1");
         }
+        let sent = Instant::now();
         let request = Request::new().headers(headers).payload(last.value);
-        match self.client.send_request(last.subject, request).await {
+        let written = self.answer(self.client.send_request(last.subject, request).await);
+        if let Written::Stored(_) = written {
+            self.leases.renew(stream, sent);
+        }
+        written
+    }
+
+    /// What became of a write.
+    fn answer(&self, told: Result<Message, RequestError>) -> Written {
+        let written = match told {
             Ok(reply) => said(&reply),
             Err(error) => match error.kind() {
                 RequestErrorKind::TimedOut | RequestErrorKind::Other => Written::Unknown,
                 _ => Written::NotNow(error.to_string()),
             },
+        };
+        match written {
+            Written::Stored(_) => *self.reached.writes.lock() = Instant::now(),
+            Written::Unknown | Written::NotNow(_) => self.silent(&self.reached.writes),
+            Written::Conflict => {}
         }
+        written
     }
 
     /// Removes the messages of a subject through a sequence; tells how many those were.
@@ -400,8 +495,10 @@ impl Wire {
         stream: &str,
         subjects: &str,
     ) -> Result<(Vec<(String, u64)>, u64), StoreError> {
-        let stream = self.stream(stream).await?;
-        let mut counted = stream.info_with_subjects(subjects).await.map_err(unavailable)?;
+        let handle = self.stream(stream).await?;
+        let until = self.lease(stream).await?;
+        let counted = handle.info_with_subjects(subjects).await.map_err(unavailable);
+        let mut counted = self.answered(until, counted)?;
         let last_sequence = counted.info.state.last_sequence;
         let mut counts = Vec::new();
         while let Some(count) = counted.next().await {
@@ -439,6 +536,12 @@ fn found_or_none(
             _ => Err(unavailable(error)),
         },
     }
+}
+
+fn rollup() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Rollup", "sub");
+    headers
 }
 
 fn headers(write: &Write, batch: Option<(&str, usize)>) -> HeaderMap {
