@@ -39,7 +39,8 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 async fn start_nats(dir: &Path) -> Result<nats::Nats> {
     let dir = dir.to_owned();
-    Ok(tokio::task::spawn_blocking(move || nats::Nats::start_in(&dir, 3)).await?)
+    Ok(tokio::task::spawn_blocking(move || nats::Nats::start_in(&dir, 3, nats::Ways::Direct))
+        .await?)
 }
 
 async fn init(cluster: &str, partitions: u32) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The catalogue of every title as it is now: read by each set without a lock, replaced as a whole.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
@@ -9,6 +9,9 @@ use crate::{
     domain::{Catalog, CatalogDiff, Title},
     store::{CatalogError, Store, StoreError, StoredCatalog},
 };
+
+/// Pause before catalogues are read again that could not be read.
+const RELOAD_PAUSE: Duration = Duration::from_secs(2);
 
 /// How often to try to replace a catalogue that other servers replace at the same time.
 const ATTEMPTS_MAX: u32 = 5;
@@ -60,9 +63,13 @@ impl Catalogs {
     /// Takes over what other servers replace, for as long as the store can tell.
     pub async fn follow(self) {
         let mut changes = self.store.catalog_changes();
+        // Something may have been replaced since this was opened.
+        changes.mark_changed();
         while changes.changed().await.is_ok() {
             if let Err(error) = self.reload().await {
-                tracing::warn!(%error, "catalogues could not be read again; the old ones stay");
+                tracing::warn!(%error, "catalogues could not be read; trying again");
+                tokio::time::sleep(RELOAD_PAUSE).await;
+                changes.mark_changed();
             }
         }
     }

@@ -65,10 +65,7 @@ impl CompletionApi {
         let mut claims = self.store.claims();
         loop {
             match claims.recv().await {
-                Ok((title, name)) => {
-                    let why = status::taken_over(&name);
-                    self.consumers.end(&(title, name), why);
-                }
+                Ok((title, name, claim)) => self.consumers.heard(&(title, name), claim),
                 Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return,
             }
@@ -164,16 +161,17 @@ impl CompletionService for CompletionApi {
             read.map_err(|error| status::from_feed(error, "subscribe.after"))?;
         }
         let claim = self.consumers.claim((title.clone(), name.clone())).await;
-        // Acks go on where another server does not hear of it: they only ever move forward.
-        if let Err(error) = self.store.claim(&title, &name).await {
-            tracing::warn!(%error, "other servers were not told of a new consumer");
-        }
         let opened = self.store.open_subscription(&title, &name, after.as_ref()).await;
         let opened =
             opened.map_err(|error| status::from_subscription(error, &name, "subscribe.after"))?;
+        claim.opened(opened.claim);
+        // Acks of its consumer do not count any more, whether or not another server hears of this.
+        if let Err(error) = self.store.claim(&title, &name, opened.claim).await {
+            tracing::warn!(%error, "other servers were not told of a new consumer");
+        }
         let request = WatchRequest { after: Start::After(opened.cursor), ..asked };
         let events = self.follow(request, &pass).map(|event| event.map(Encoded::reread));
-        let messages = consume(self.store.clone(), claim, requests, events);
+        let messages = consume(self.store.clone(), claim, opened.claim, requests, events);
         Ok(Response::new(Box::pin(pass.hold(messages))))
     }
 

@@ -32,6 +32,19 @@ struct Consumer {
     end: watch::Sender<Option<Status>>,
     /// Held by whoever acks, so that a new consumer begins behind the last ack of the old one.
     acking: Arc<AsyncMutex<()>>,
+    /// What its subscription was opened with; 0 until it is.
+    opened: u64,
+    /// The greatest claim that another server has.
+    heard: u64,
+}
+
+impl Consumer {
+    /// Ends where another server has a later claim.
+    fn end_if_older(&self, name: &SubscriptionName) {
+        if self.opened != 0 && self.opened < self.heard {
+            self.end.send_replace(Some(status::taken_over(name)));
+        }
+    }
 }
 
 /// A consumer's place; given back when dropped.
@@ -61,7 +74,10 @@ impl Consumers {
             let consumer = all.entry(key.clone()).or_insert_with(|| Consumer {
                 end: watch::Sender::new(None),
                 acking: Arc::default(),
+                opened: 0,
+                heard: 0,
             });
+            consumer.opened = 0;
             let before = std::mem::replace(&mut consumer.end, end_sender);
             before.send_replace(Some(status::taken_over(&key.1)));
             consumer.acking.clone()
@@ -77,6 +93,14 @@ impl Consumers {
         self.0.lock().contains_key(key)
     }
 
+    /// Notes that another server has a consumer of a subscription, and which claim.
+    pub(super) fn heard(&self, key: &Key, claim: u64) {
+        if let Some(consumer) = self.0.lock().get_mut(key) {
+            consumer.heard = consumer.heard.max(claim);
+            consumer.end_if_older(&key.1);
+        }
+    }
+
     /// Ends the consumer of a subscription that is gone.
     pub(super) fn end(&self, key: &Key, why: Status) {
         if let Some(consumer) = self.0.lock().get(key) {
@@ -85,30 +109,44 @@ impl Consumers {
     }
 }
 
+impl Claim {
+    /// Notes what the subscription was opened with.
+    pub(super) fn opened(&self, claim: u64) {
+        let mut all = self.consumers.0.lock();
+        if let Some(consumer) = all.get_mut(&self.key).filter(|consumer| self.is_of(consumer)) {
+            consumer.opened = claim;
+            consumer.end_if_older(&self.key.1);
+        }
+    }
+
+    /// Whether a consumer is the one of this claim: another that took over has a channel of its own.
+    fn is_of(&self, consumer: &Consumer) -> bool {
+        self.end.same_channel(&consumer.end.subscribe())
+    }
+}
+
 impl Drop for Claim {
     fn drop(&mut self) {
         let mut all = self.consumers.0.lock();
-        let is_mine = |consumer: &Consumer| {
-            // A consumer that took over has put a channel of its own there.
-            self.end.same_channel(&consumer.end.subscribe())
-        };
-        if all.get(&self.key).is_some_and(is_mine) {
+        if all.get(&self.key).is_some_and(|consumer| self.is_of(consumer)) {
             all.remove(&self.key);
         }
     }
 }
 
-/// Merges what a consumer gets from the feed with what becomes of its acks.
+/// Merges what a consumer gets from the feed with what becomes of its acks; `opened` is the claim of
+/// its subscription.
 pub(super) fn consume(
     store: Arc<dyn Store>,
     claim: Claim,
+    opened: u64,
     requests: Streaming<v1::ConsumeCompletionsRequest>,
     events: impl Stream<Item = Result<Encoded<v1::ConsumeCompletionsResponse>, Status>> + Send,
 ) -> impl Stream<Item = Result<Encoded<v1::ConsumeCompletionsResponse>, Status>> + Send {
     let (told, mut acks) = watch::channel(Acks::default());
     let gone = CancellationToken::new();
     // Apart from the stream, which is not looked at while its consumer does not read.
-    tokio::spawn(take_acks(store, claim, requests, told, gone.clone()));
+    tokio::spawn(take_acks(store, claim, opened, requests, told, gone.clone()));
     let is_there: DropGuard = gone.drop_guard();
     try_stream! {
         let _is_there = is_there;
@@ -145,6 +183,7 @@ fn acked_message(cursor: &Cursor) -> Encoded<v1::ConsumeCompletionsResponse> {
 async fn take_acks(
     store: Arc<dyn Store>,
     mut claim: Claim,
+    opened: u64,
     mut requests: Streaming<v1::ConsumeCompletionsRequest>,
     told: watch::Sender<Acks>,
     gone: CancellationToken,
@@ -169,7 +208,7 @@ async fn take_acks(
             }
             Err(status) => break Some(status),
         };
-        match store.ack(&title, &name, &cursor).await {
+        match store.ack(&title, &name, &cursor, opened).await {
             Ok(subscription) => {
                 told.send_modify(|acks| acks.acked = Some(subscription.cursor));
             }

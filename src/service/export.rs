@@ -164,7 +164,7 @@ pub(super) fn export(
             let (players, next) = feed.players(bookmark.as_ref()).await?;
             for (player, records) in players {
                 let key = PlayerKey { title: title.clone(), player };
-                while !feed.covers(&key, &records) {
+                while !feed.has_all_of(&key, &records).await? {
                     for event in feed.next(&mut touched, &mut subscribed).await? {
                         end.events += 1;
                         yield item(event);
@@ -197,7 +197,7 @@ pub(super) fn export(
                 let key = PlayerKey { title: title.clone(), player };
                 let records = store.player_records(&key).await.map_err(status::from_store)?;
                 feed.check().await?;
-                while !feed.covers(&key, &records) {
+                while !feed.has_all_of(&key, &records).await? {
                     for event in feed.next(&mut touched, &mut subscribed).await? {
                         end.events += 1;
                         yield item(event);
@@ -305,9 +305,17 @@ impl Feed<'_> {
         self.store.reaches(self.title, &self.cursor, cursor)
     }
 
-    /// Whether all events of a player's records were given.
-    fn covers(&self, player: &PlayerKey, records: &[(NodeId, StoredRecord)]) -> bool {
-        self.store.covers(player, records, &self.cursor)
+    /// Whether all events of a player's records were given. One that is gone, by an erasure that was
+    /// cut short, keeps its place only in a store that numbers events.
+    async fn has_all_of(
+        &self,
+        player: &PlayerKey,
+        records: &[(NodeId, StoredRecord)],
+    ) -> Result<bool, Status> {
+        if self.store.covers(player, records, &self.cursor) {
+            return Ok(true);
+        }
+        Ok(!self.is_numbered() && self.has_reached(&self.head().await?))
     }
 
     /// Where the feed ends now.

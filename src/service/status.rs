@@ -290,6 +290,7 @@ pub(super) fn from_subscription(
     match error {
         SubscriptionError::Feed(error) => from_feed(error, field),
         SubscriptionError::NotFound => subscription_not_found(name),
+        SubscriptionError::TakenOver => taken_over(name),
         SubscriptionError::TooMany => {
             refusal(Code::ResourceExhausted, "SUBSCRIPTIONS_EXHAUSTED", error.to_string())
         }

@@ -92,7 +92,9 @@ impl Subject {
     }
 
     async fn acked(&self, name: &str, through: &Cursor) -> Result<Subscription, SubscriptionError> {
-        self.store.ack(&title("t"), &subscription(name), through).await
+        let all = self.store.subscriptions(&title("t")).await?;
+        let claim = all.iter().find(|it| it.name.as_str() == name).map_or(0, |it| it.claim);
+        self.store.ack(&title("t"), &subscription(name), through, claim).await
     }
 
     pub(super) async fn trim(&self, keep: Retention) -> usize {

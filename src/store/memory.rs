@@ -110,7 +110,7 @@ impl MemoryStore {
         let (sequence, moved_at) = *inner.subscriptions.get(&(title.clone(), name.clone()))?;
         let head = inner.feeds.entry(title.clone()).or_default().head();
         let (cursor, lag) = (self.cursors.encode(title, sequence), head - sequence);
-        Some(Subscription { name: name.clone(), cursor, lag, moved_at })
+        Some(Subscription { name: name.clone(), cursor, lag, moved_at, claim: 0 })
     }
 
     /// Puts an event at the end of a feed; tells its place.
@@ -270,7 +270,8 @@ impl Operations for MemoryStore {
     }
 
     fn reaches(&self, title: &Title, cursor: &Cursor, other: &Cursor) -> bool {
-        self.position(title, cursor) >= self.position(title, other)
+        let place = |cursor| self.position(title, cursor);
+        place(cursor).zip(place(other)).is_some_and(|(here, there)| here >= there)
     }
 
     fn covers(
@@ -461,6 +462,7 @@ impl Store for MemoryStore {
         title: &Title,
         name: &SubscriptionName,
         through: &Cursor,
+        _: u64,
     ) -> Result<Subscription, SubscriptionError> {
         let inner = &mut *self.inner.lock();
         let sequence = match self.place(inner, title, through) {

@@ -99,22 +99,24 @@ pub trait Store: Operations {
         after: Option<&Cursor>,
     ) -> Result<Subscription, SubscriptionError>;
 
-    /// Moves a subscription forward; a cursor behind it changes nothing.
+    /// Moves a subscription forward, for the consumer that it was opened for; a cursor behind it
+    /// changes nothing.
     async fn ack(
         &self,
         title: &Title,
         name: &SubscriptionName,
         through: &Cursor,
+        claim: u64,
     ) -> Result<Subscription, SubscriptionError>;
 
-    /// Says to other servers of this store that a subscription has a consumer here now.
-    async fn claim(&self, _: &Title, _: &SubscriptionName) -> Result<(), StoreError> {
+    /// Says to other servers of this store that a subscription was opened for a consumer here.
+    async fn claim(&self, _: &Title, _: &SubscriptionName, _: u64) -> Result<(), StoreError> {
         // There are none.
         Ok(())
     }
 
     /// What other servers say so.
-    fn claims(&self) -> broadcast::Receiver<(Title, SubscriptionName)> {
+    fn claims(&self) -> broadcast::Receiver<(Title, SubscriptionName, u64)> {
         broadcast::Sender::new(1).subscribe()
     }
 
@@ -194,6 +196,8 @@ pub struct Subscription {
     pub lag: u64,
     /// When the cursor was moved.
     pub moved_at: EpochSeconds,
+    /// Tells consumers apart, in stores that several servers share; else 0.
+    pub claim: u64,
 }
 
 /// Which entries of a feed to keep; the default keeps all.
@@ -323,6 +327,9 @@ pub enum SubscriptionError {
     /// There is none of that name.
     #[error("the title has no such subscription")]
     NotFound,
+    /// It was opened for another consumer since.
+    #[error("another consumer has the subscription now")]
+    TakenOver,
     /// The title has as many as there may be.
     #[error("the title has {SUBSCRIPTIONS_MAX} subscriptions already; delete one")]
     TooMany,

@@ -206,19 +206,16 @@ fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fat
             "is event {position}, and {} comes next: import the whole export, from its beginning",
             head + 1
         ))),
-        Item::Entry { position, entry } if entry.stored_at < newest_stored_at => {
-            Err(Trouble::Refused(format!(
-                "is event {position}, stored before the one it follows; import the file as it was \
-                 exported"
-            )))
-        }
         Item::Entry { position, entry } => {
             if let Some((key, node, _)) = entry.event.of() {
                 let stored = target.record(key, node)?;
                 let after = after_event(&stored, &entry.event, position, trimmed_through)?;
                 target.put(key, node, after)?;
             }
-            target.append(position, &entry);
+            // Servers that share a store stamp events by clocks of their own, so one may be a little
+            // older than the one before.
+            let stored_at = entry.stored_at.max(newest_stored_at);
+            target.append(position, &Entry { stored_at, ..*entry });
             Ok(Fate::Stored)
         }
         Item::Record { player, node, stored } => {
@@ -383,6 +380,9 @@ pub(super) fn merge(
     item.past.splice(..0, here[..here.len() - there.len()].iter().copied());
     if item.past.len() > PAST_EVENTS_MAX {
         return Err("has more events here than a record may have".to_owned());
+    }
+    if !item.is_sound() {
+        return Err(WITHOUT_EVENTS.to_owned());
     }
     if *stored == item {
         return Ok(Merged::Present);

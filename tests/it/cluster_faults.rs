@@ -33,7 +33,7 @@ use crate::{
     support::{
         Server, StorageClient, delta, get,
         history::{History, check, mutate},
-        nats::Nats,
+        nats::{Nats, Ways},
         say,
     },
 };
@@ -242,7 +242,8 @@ impl Shared {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_acknowledged_set_is_lost_whatever_is_killed() {
-    let nats = tokio::task::spawn_blocking(|| Nats::start(3)).await.unwrap();
+    let start = || Nats::start_in(&std::env::temp_dir(), 3, Ways::Cuttable);
+    let nats = tokio::task::spawn_blocking(start).await.unwrap();
     let cluster = nats.url("ach");
     init(&cluster, &PARTITIONS.to_string(), "3");
     let (urls, watched) = watch::channel(Vec::new());

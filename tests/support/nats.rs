@@ -32,6 +32,14 @@ pub struct Nats {
     _dir: TempDir,
 }
 
+/// How servers reach each other.
+#[derive(Clone, Copy)]
+pub enum Ways {
+    Direct,
+    /// So that they can be cut off.
+    Cuttable,
+}
+
 /// What servers say to each other goes through here, so that a server can be cut off. Bytes of a
 /// connection that is cut arrive when it is mended, as they would in a network that lost them.
 struct Network {
@@ -135,11 +143,11 @@ fn free_ports<const N: usize>() -> [u16; N] {
 impl Nats {
     /// Starts so many servers, and waits until they are ready.
     pub fn start(count: usize) -> Self {
-        Self::start_in(&std::env::temp_dir(), count)
+        Self::start_in(&std::env::temp_dir(), count, Ways::Direct)
     }
 
     /// The same, with their files in a folder of this one.
-    pub fn start_in(dir: &Path, count: usize) -> Self {
+    pub fn start_in(dir: &Path, count: usize, ways: Ways) -> Self {
         let dir = TempDir::new_in(dir).unwrap();
         let ports: Vec<_> = (0..count).map(|_| free_ports::<3>()).collect();
         let network = Network::new(count);
@@ -153,9 +161,11 @@ impl Nats {
             if count > 1 {
                 let others = ports.iter().enumerate().filter(|(other, _)| *other != n);
                 let routes: Vec<_> = others
-                    .map(|(other, [_, _, cluster])| {
-                        format!("nats://127.0.0.1:{}", network.way(n, other, *cluster))
+                    .map(|(other, [_, _, cluster])| match ways {
+                        Ways::Direct => *cluster,
+                        Ways::Cuttable => network.way(n, other, *cluster),
                     })
+                    .map(|port| format!("nats://127.0.0.1:{port}"))
                     .collect();
                 text += &format!(
                     "cluster {{ name: c, listen: \"127.0.0.1:{cluster}\", no_advertise: true, \

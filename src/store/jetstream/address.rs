@@ -34,7 +34,8 @@ pub struct Address {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "is no address of a cluster; pass nats://host:4222,host2:4222 or tls://…, and behind them \
-     /prefix where it is not `{PREFIX_DEFAULT}`: 1 to {PREFIX_BYTES_MAX} of a-z, 0-9, - and _"
+     /prefix where it is not `{PREFIX_DEFAULT}`: 1 to {PREFIX_BYTES_MAX} of a-z, 0-9, - and _, not \
+     ending in _ and a number"
 )]
 pub struct AddressError;
 
@@ -80,7 +81,11 @@ impl FromStr for Address {
         };
         let is_sound =
             |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
-        if prefix.len() > PREFIX_BYTES_MAX || !prefix.chars().all(is_sound) {
+        // `ach_1` would be a partition of `ach`.
+        let is_partition = prefix.rsplit_once('_').is_some_and(|(_, rest)| {
+            !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        if prefix.len() > PREFIX_BYTES_MAX || is_partition || !prefix.chars().all(is_sound) {
             return Err(AddressError);
         }
         let servers: Option<Vec<_>> =

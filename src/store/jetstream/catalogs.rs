@@ -114,11 +114,13 @@ pub(super) async fn replace(
     let revision = expected + 1;
     let bytes = catalog_to_row(&catalog).encode_to_vec();
     let mut pauses = Pauses::new(PATIENCE);
-    let mut pieces_before = 0;
-    loop {
+    let (mut pieces_before, mut is_unknown) = (0, false);
+    let stored_at = loop {
         let known = head(cluster, title).await?;
-        if known.is_some_and(|(head, _)| head.write_id == write_id) {
-            break;
+        if let Some((head, sequence)) = known
+            && head.write_id == write_id
+        {
+            break sequence;
         }
         let (actual, sequence) = known.map_or((0, 0), |(head, sequence)| (head.revision, sequence));
         pieces_before = known.map_or(0, |(head, _)| head.piece_count);
@@ -130,20 +132,22 @@ pub(super) async fn replace(
         }
         let writes = writes(cluster, title, (revision, write_id), &bytes, sequence).await?;
         match cluster.wire.write(&cluster.names.shared_stream(), writes).await {
-            Written::Stored(_) => break,
+            Written::Stored(sequence) => break sequence,
             // Read anew, the head shows what became of it.
-            Written::Conflict | Written::NotNow(_) | Written::Unknown => {}
+            Written::Unknown => is_unknown = true,
+            Written::Conflict | Written::UnderWay | Written::NotNow(_) => {}
         }
         if !pauses.wait().await {
-            let error = "the catalogue could not be written".to_owned();
-            return Err(StoreError::Unavailable(error).into());
+            let error = StoreError::Unavailable("the catalogue could not be written".to_owned());
+            return Err(if is_unknown { StoreError::OutcomeUnknown } else { error }.into());
         }
-    }
-    // Pieces that a longer catalogue had, which nobody reads any more.
+    };
+    // Pieces that a longer catalogue had, which nobody reads any more; a still newer one may have
+    // written them again.
     let stream = cluster.names.shared_stream();
     for number in (0..pieces_before).skip(bytes.len().div_ceil(PIECE_BYTES)) {
         let subject = cluster.names.piece(title, number);
-        let _ = cluster.wire.purge(&stream, &subject, u64::MAX - 1).await;
+        let _ = cluster.wire.purge(&stream, &subject, stored_at).await;
     }
     Ok(StoredCatalog { title: title.clone(), revision, catalog })
 }

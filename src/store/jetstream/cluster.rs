@@ -151,10 +151,18 @@ impl Cluster {
     pub(super) fn note(&self, partition: u32, title: &Title, sequence: u64, at: EpochSeconds) {
         self.see(partition, sequence);
         let feed = self.feed(title);
-        let part = &feed.parts[partition as usize];
-        part.stamp(at);
-        part.newest.fetch_max(sequence, Ordering::SeqCst);
-        feed.changes.send_replace(());
+        feed.parts[partition as usize].stamp(at);
+        feed.hear(partition, sequence);
+    }
+}
+
+impl Feed {
+    /// Notes that an event is there; wakes whoever waits, where that is new.
+    pub(super) fn hear(&self, partition: u32, sequence: u64) {
+        let newest = &self.parts[partition as usize].newest;
+        if newest.fetch_max(sequence, Ordering::SeqCst) < sequence {
+            self.changes.send_replace(());
+        }
     }
 }
 

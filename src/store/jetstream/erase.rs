@@ -12,8 +12,23 @@ use crate::{
     store::{Erased, StoreError},
 };
 
-/// Removes a player's records and what they have in the feed.
+/// Removes a player's records and what they have in the feed. Where it is cut short, it is not known
+/// how far it came.
 pub(super) async fn erase(
+    cluster: &Cluster,
+    players: &Players,
+    player: &PlayerKey,
+) -> Result<Erased, StoreError> {
+    erase_all(cluster, players, player).await.map_err(|error| match error {
+        StoreError::Unavailable(cause) => {
+            tracing::warn!(%cause, "an erasure was cut short");
+            StoreError::OutcomeUnknown
+        }
+        error => error,
+    })
+}
+
+async fn erase_all(
     cluster: &Cluster,
     players: &Players,
     player: &PlayerKey,

@@ -70,18 +70,23 @@ pub(super) async fn entries(
             let stored_at = stored_at(&row);
             Ok(Placed { partition, sequence: message.sequence, stored_at, row })
         });
-        parts.push(placed.collect::<Result<Vec<_>, StoreError>>()?.into_iter().peekable());
+        let placed = placed.collect::<Result<Vec<_>, StoreError>>()?;
+        parts.push((placed.into_iter().peekable(), page.pending > 0));
     }
     check_not_removed(cluster, title, after).await?;
     let mut places = after.to_vec();
     let mut entries = Vec::new();
     while entries.len() < limit {
+        // What a partition has behind its page may be older than what the others have.
+        if parts.iter_mut().any(|(part, has_more)| *has_more && part.peek().is_none()) {
+            break;
+        }
         let oldest = parts
             .iter_mut()
-            .filter_map(|part| part.peek().map(|it| (it.stored_at, it.partition)))
+            .filter_map(|(part, _)| part.peek().map(|it| (it.stored_at, it.partition)))
             .min();
         let Some((_, partition)) = oldest else { break };
-        let Some(Placed { sequence, row, .. }) = parts[partition].next() else { break };
+        let Some(Placed { sequence, row, .. }) = parts[partition].0.next() else { break };
         places[partition] = sequence;
         let cursor = cluster.codec.encode(title, &places);
         let entry = entry_from_row(&row, title.clone(), cursor).ok_or_else(|| {
@@ -110,6 +115,10 @@ async fn part_page(
         let page = cluster.wire.page(&stream, &subject, after + 1, limit, PAGE_BYTES_MAX).await?;
         let last = page.messages.last().map_or(after, |last| last.sequence);
         let known = newest.load(Ordering::SeqCst);
+        // Whoever reads after this, of whatever replica, gets as far.
+        if !page.messages.is_empty() {
+            feed.hear(partition, last);
+        }
         if page.pending > 0 || last >= known {
             if page.messages.is_empty() {
                 check_not_ahead(cluster, partition, title, after).await?;
@@ -205,7 +214,7 @@ async fn newest_of(
         // All are gone; whoever begins now begins behind them.
         return Ok(cluster.feed_row(partition, title).await?.0.trimmed_through);
     };
-    feed.parts[partition as usize].newest.fetch_max(newest.sequence, Ordering::SeqCst);
+    feed.hear(partition, newest.sequence);
     cluster.see(partition, newest.sequence);
     Ok(newest.sequence)
 }
@@ -296,7 +305,7 @@ async fn write_row(
     match cluster.wire.write(&stream, vec![write]).await {
         Written::Stored(_) => Ok(true),
         // Where it was stored, whoever reads it anew sees that.
-        Written::Conflict | Written::Unknown => Ok(false),
+        Written::Conflict | Written::UnderWay | Written::Unknown => Ok(false),
         Written::NotNow(error) => Err(StoreError::Unavailable(error)),
     }
 }
@@ -367,7 +376,7 @@ async fn listen(cluster: Arc<Cluster>, title: Title, feed: Arc<Feed>) {
         }
         tracing::debug!(%error, "a feed is not heard of; its events are looked for meanwhile");
         sleep(LOOK_INTERVAL).await;
-        let _ = look(&cluster, &title, &feed).await;
+        let _ = newest(&cluster, &title).await;
     }
     feed.is_followed.store(false, Ordering::SeqCst);
     // Somebody may have come right before that.
@@ -390,30 +399,16 @@ async fn listen_once(cluster: &Cluster, title: &Title, feed: &Feed) -> Result<()
                 let partition = partition.filter(|it| *it < cluster.names.partitions);
                 if let Some(partition) = partition {
                     cluster.see(partition, sequence);
-                    let part = &feed.parts[partition as usize];
-                    if part.newest.fetch_max(sequence, Ordering::SeqCst) < sequence {
-                        feed.changes.send_replace(());
-                    }
+                    feed.hear(partition, sequence);
                 }
             }
             _ = looks.tick() => {
                 if feed.changes.receiver_count() == 0 {
                     return Ok(());
                 }
-                look(cluster, title, feed).await?;
+                // Wakes whoever waits for what nothing was heard of.
+                newest(cluster, title).await?;
             }
         }
     }
-}
-
-/// Looks for events that nothing was heard of.
-async fn look(cluster: &Cluster, title: &Title, feed: &Feed) -> Result<(), StoreError> {
-    let before: Vec<_> = feed.parts.iter().map(|part| part.newest.load(Ordering::SeqCst)).collect();
-    let newest = newest(cluster, title).await?;
-    // What retention has removed wakes nobody.
-    let is_new = before.iter().zip(&newest).any(|(before, newest)| newest > before);
-    if is_new {
-        feed.changes.send_replace(());
-    }
-    Ok(())
 }

@@ -113,7 +113,7 @@ async fn write(cluster: &Cluster, stream: &str, parts: Vec<Part>) {
             Written::Stored(sequence) => {
                 Grouped::Written(Written::Stored(sequence - (count - end)))
             }
-            Written::Conflict if !is_alone => Grouped::Alone,
+            Written::Conflict | Written::UnderWay if !is_alone => Grouped::Alone,
             other => Grouped::Written(other.clone()),
         });
     }

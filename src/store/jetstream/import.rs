@@ -17,7 +17,7 @@ use super::{
     cluster::{Cluster, read_row},
     document::PENDING,
     feed,
-    players::{DOCUMENT_BYTES_MAX, Known, Players},
+    players::{Known, Players},
     subscriptions::{self, Move},
     wire::{Pauses, Write, Written},
 };
@@ -95,12 +95,13 @@ pub(super) async fn import(
     loop {
         let mut step = Step::begin(cluster, players, title, &items[..count]).await?;
         let (imported, taken) = step.take(&items[..count], times)?;
-        let error = match step.write(players).await? {
-            None => return Ok((imported, items.split_off(taken))),
-            Some(error) => error,
+        let Some(error) = step.write(players).await? else {
+            return Ok((imported, items.split_off(taken)));
         };
         if !pauses.wait().await {
-            return Err(StoreError::Unavailable(error).into());
+            // Some partitions may have their part.
+            tracing::warn!(%error, "a step of an import could not be written");
+            return Err(StoreError::OutcomeUnknown.into());
         }
     }
 }
@@ -222,7 +223,7 @@ impl<'a> Step<'a> {
     /// Writes what was taken, a batch in each partition. Where one could not be, tells why, and all
     /// is to be done again.
     async fn write(self, players: &Players) -> Result<Option<String>, ImportError> {
-        let Self { cluster, title, parts, documents } = self;
+        let Self { cluster, title, parts, mut documents } = self;
         for (partition, part) in cluster.partitions().zip(parts) {
             let Part { events, newest_stored_at, changed, .. } = part;
             if changed.is_empty() {
@@ -239,14 +240,17 @@ impl<'a> Step<'a> {
                 .map(|player| PlayerKey { title: title.clone(), player })
                 .collect();
             for key in &keys {
-                let known = &documents[&key.player];
+                let known = documents.get_mut(&key.player).expect("it was read");
+                // So that no set takes it for what it wrote itself.
+                known.document.sign(players.next_write());
                 let subject = cluster.names.document(partition, key);
                 // Its events stand before it, and so do the documents before it.
                 let value = known.document.encode(&subject, writes.len());
-                if value.len() > DOCUMENT_BYTES_MAX.min(cluster.wire.message_bytes_max()) {
+                let bytes_max = players.document_bytes_max();
+                if value.len() > bytes_max {
                     let problem = format!(
                         "and those before it make {} bytes of player {:?}, and this store keeps \
-                         {DOCUMENT_BYTES_MAX} of one",
+                         {bytes_max} of one",
                         value.len(),
                         key.player
                     );
@@ -263,7 +267,9 @@ impl<'a> Step<'a> {
                     cluster.note(partition, title, sequence - after_events, newest_stored_at);
                 }
                 Written::Stored(_) => {}
-                Written::Conflict => return Ok(Some("players are written meanwhile".to_owned())),
+                Written::Conflict | Written::UnderWay => {
+                    return Ok(Some("players are written meanwhile".to_owned()));
+                }
                 Written::NotNow(error) => return Ok(Some(error)),
                 Written::Unknown => return Ok(Some("a batch had no answer".to_owned())),
             }

@@ -110,6 +110,12 @@ pub(super) async fn init(wire: &Wire, address: &Address, plan: Plan) -> Result<F
     check_version(wire)?;
     let names = Names::new(&address.prefix, plan.partitions);
     let shared = names.shared_stream();
+    if find_stream(wire, &shared_config(&names, 1)).await?.is_some()
+        && let Some(row) = read_row(wire, &shared, &names.engine()).await?
+        && row.partitions != plan.partitions
+    {
+        return Err(EngineError::OtherPartitions { actual: row.partitions });
+    }
     make(wire, shared_config(&names, plan.replicas)).await?;
     let row = EngineRow { store_id: fastrand::u64(1..), partitions: plan.partitions };
     let row = write_first(wire, &shared, names.engine(), &row).await?;
@@ -243,25 +249,26 @@ fn partition_config(names: &Names, partition: u32, replicas: usize) -> Config {
     }
 }
 
-/// Makes a stream, or brings the one there is to its number of replicas.
+/// Makes a stream, or brings the one there is to its number of replicas, and changes nothing else
+/// of it. One that is not ours is refused.
 async fn make(wire: &Wire, config: Config) -> Result<(), EngineError> {
     let start = Instant::now();
     loop {
+        if let Some(found) = find_stream(wire, &config).await? {
+            if found.num_replicas == config.num_replicas {
+                return Ok(());
+            }
+            let (stream, num_replicas) = (config.name, config.num_replicas);
+            let updated = wire.context.update_stream(Config { num_replicas, ..found }).await;
+            return updated.map(drop).map_err(|error| EngineError::Stream {
+                stream,
+                problem: format!("cannot be brought to {num_replicas} replicas: {error}"),
+            });
+        }
         let error = match wire.context.create_stream(config.clone()).await {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
-        let is_there = matches!(
-            error.kind(),
-            CreateStreamErrorKind::JetStream(it) if it.error_code() == ErrorCode::STREAM_NAME_EXIST
-        );
-        if is_there {
-            let updated = wire.context.update_stream(config.clone()).await;
-            return updated.map(drop).map_err(|error| EngineError::Stream {
-                stream: config.name.clone(),
-                problem: format!("is there and cannot be brought to this layout: {error}"),
-            });
-        }
         if let CreateStreamErrorKind::JetStream(it) = error.kind()
             && it.error_code() == ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED
         {
@@ -278,6 +285,11 @@ async fn make(wire: &Wire, config: Config) -> Result<(), EngineError> {
 
 /// Checks a stream; tells its replicas, or `None` where there is no such stream.
 async fn check_stream(wire: &Wire, expected: &Config) -> Result<Option<usize>, EngineError> {
+    Ok(find_stream(wire, expected).await?.map(|found| found.num_replicas))
+}
+
+/// A stream as it is, which must be as this version needs it; `None` where there is none.
+async fn find_stream(wire: &Wire, expected: &Config) -> Result<Option<Config>, EngineError> {
     let start = Instant::now();
     let found = loop {
         match wire.context.get_stream(&expected.name).await {
@@ -318,5 +330,5 @@ async fn check_stream(wire: &Wire, expected: &Config) -> Result<Option<usize>, E
     if found.subjects != expected.subjects || repeats(&found) != repeats(expected) {
         return wrong("has other subjects than this version writes");
     }
-    Ok(Some(found.num_replicas))
+    Ok(Some(found))
 }

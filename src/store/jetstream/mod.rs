@@ -120,6 +120,7 @@ impl JetStreamStore {
         let leases = if found.replicas > 1 { names.leases() } else { Vec::new() };
         let wire = wire.with_leases(leases);
         let cluster = Arc::new(Cluster::new(wire, names, found.store_id, clock));
+        look(&cluster).await?;
         let players = Arc::new(Players::new(cluster.clone(), cache_bytes));
         let catalog_changes = watch::Sender::new(());
         let claims = Claims::default();
@@ -155,6 +156,15 @@ impl Drop for JetStreamStore {
     }
 }
 
+/// Looks how far each partition is, for the cursors that sets give.
+async fn look(cluster: &Cluster) -> Result<(), StoreError> {
+    for partition in cluster.partitions() {
+        let (stream, subject) = (cluster.names.stream(partition), cluster.names.first(partition));
+        cluster.see(partition, cluster.wire.counts(&stream, &subject).await?.1);
+    }
+    Ok(())
+}
+
 /// Wakes whoever waits for catalogues that other servers replace.
 async fn listen(cluster: Arc<Cluster>, changes: watch::Sender<()>) {
     let (_, said) = cluster.names.repeated_titles();
@@ -171,6 +181,10 @@ async fn listen(cluster: Arc<Cluster>, changes: watch::Sender<()>) {
             {
                 newest = last;
                 changes.send_replace(());
+            }
+            // One partition is as far as its own cursor says.
+            if cluster.names.partitions > 1 && look(&cluster).await.is_err() {
+                continue;
             }
             tokio::select! {
                 message = heard.next() => if message.is_none() { break },
@@ -328,15 +342,21 @@ impl Store for JetStreamStore {
         title: &Title,
         name: &SubscriptionName,
         through: &Cursor,
+        claim: u64,
     ) -> Result<Subscription, SubscriptionError> {
-        subscriptions::ack(&self.cluster, title, name, through).await
+        subscriptions::ack(&self.cluster, title, name, through, claim).await
     }
 
-    async fn claim(&self, title: &Title, name: &SubscriptionName) -> Result<(), StoreError> {
-        self.claims.say(&self.cluster, title, name).await
+    async fn claim(
+        &self,
+        title: &Title,
+        name: &SubscriptionName,
+        claim: u64,
+    ) -> Result<(), StoreError> {
+        self.claims.say(&self.cluster, title, name, claim).await
     }
 
-    fn claims(&self) -> broadcast::Receiver<(Title, SubscriptionName)> {
+    fn claims(&self) -> broadcast::Receiver<(Title, SubscriptionName, u64)> {
         self.claims.heard.subscribe()
     }
 

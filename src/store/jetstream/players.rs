@@ -53,6 +53,13 @@ pub(super) struct Known {
     pub(super) bytes: usize,
 }
 
+impl Known {
+    /// Whether what stood at a sequence (0: nothing did) is not the last word any more.
+    fn is_beyond(&self, sequence: u64) -> bool {
+        self.sequence > sequence || (self.sequence == 0 && sequence > 0)
+    }
+}
+
 /// See the module.
 pub(super) struct Players {
     cluster: Arc<Cluster>,
@@ -90,6 +97,14 @@ impl Weighter<PlayerKey, Arc<Known>> for ByBytes {
         const TIMES: usize = 4;
         (PLAYER + TIMES * known.bytes) as u64
     }
+}
+
+/// Whose word is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// That of this server, or of any replica: a write will show whether it holds.
+    Any,
+    Leader,
 }
 
 /// What became of an attempt to write.
@@ -156,12 +171,15 @@ impl Players {
         self.known.remove(player);
     }
 
-    /// The same, asked once.
-    async fn read_once(&self, player: &PlayerKey) -> Result<Known, StoreError> {
+    /// The same, asked once; of any replica, where what is read is compared by a write.
+    async fn read_once(&self, player: &PlayerKey, whose: Whose) -> Result<Known, StoreError> {
         let Cluster { wire, names, .. } = &*self.cluster;
         let partition = names.partition(player);
-        let subject = names.document(partition, player);
-        let message = wire.last_once(&names.stream(partition), &subject).await?;
+        let (stream, subject) = (names.stream(partition), names.document(partition, player));
+        let message = match whose {
+            Whose::Any => wire.last_of_any(&stream, &subject).await?,
+            Whose::Leader => wire.last_once(&stream, &subject).await?,
+        };
         self.known_of(partition, message)
     }
 
@@ -247,23 +265,26 @@ impl Players {
         let partition = self.cluster.names.partition(player);
         let mut pauses = Pauses::new(PATIENCE);
         let mut conflicts = 0;
+        let mut whose = Whose::Any;
         loop {
             // Whoever has gone away is not waited for: nothing of theirs was sent yet.
             jobs.retain(|job| job.asked.is_waited_for());
             if jobs.is_empty() {
                 return None;
             }
-            let error = match self.attempt(partition, player, &jobs).await {
+            let error = match self.attempt(partition, player, &jobs, whose).await {
                 Ok(Done::Told(told, sequence, events)) => {
                     self.answer(player, jobs, told, sequence, events);
                     return None;
                 }
                 Ok(Done::TooLarge(_)) if jobs.len() > 1 => return Some(jobs),
                 Ok(Done::TooLarge(bytes)) => {
-                    jobs.into_iter().for_each(|job| too_large(job.asked, bytes));
+                    let bytes_max = self.document_bytes_max();
+                    jobs.into_iter().for_each(|job| too_large(job.asked, bytes, bytes_max));
                     return None;
                 }
                 Ok(Done::Again) => {
+                    whose = Whose::Leader;
                     conflicts += 1;
                     if conflicts <= CONFLICTS_AT_ONCE {
                         continue;
@@ -285,12 +306,11 @@ impl Players {
         partition: u32,
         player: &PlayerKey,
         jobs: &[Job],
+        whose: Whose,
     ) -> Result<Done, StoreError> {
-        let cached = self.known.get(player);
-        let is_cached = cached.is_some();
-        let known = match cached {
+        let known = match self.known.get(player).filter(|_| whose == Whose::Any) {
             Some(known) => known,
-            None => Arc::new(self.read_once(player).await?),
+            None => Arc::new(self.read_once(player, whose).await?),
         };
         let now = self.cluster.now(partition, &player.title).await?;
         let mut trimmed_through = 0;
@@ -305,9 +325,8 @@ impl Players {
         });
         let told: Vec<_> = judged.collect();
         if !draft.is_changed {
-            if is_cached {
+            if whose == Whose::Any {
                 // Nothing will show whether this was the last word: the leader has it.
-                self.known.remove(player);
                 return Ok(Done::Again);
             }
             return Ok(Done::Told(told, known.sequence, 0));
@@ -324,6 +343,17 @@ impl Players {
         }
     }
 
+    /// The next write of a document by this server.
+    pub(super) fn next_write(&self) -> Writer {
+        Writer { id: self.writer_id, number: self.writes.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+
+    /// The largest document that a message takes, with its headers.
+    pub(super) fn document_bytes_max(&self) -> usize {
+        const HEADERS: usize = 1 << 10;
+        DOCUMENT_BYTES_MAX.min(self.cluster.wire.message_bytes_max().saturating_sub(HEADERS))
+    }
+
     /// Writes a draft that is based on a sequence, and finds out what became of it.
     async fn store(
         &self,
@@ -333,15 +363,14 @@ impl Players {
         based_on: u64,
         now: EpochSeconds,
     ) -> Result<Attempt, TooLarge> {
-        let Cluster { wire, names, .. } = &*self.cluster;
         let Draft { mut document, events, .. } = draft;
         let write =
             Writer { id: self.writer_id, number: self.writes.fetch_add(1, Ordering::Relaxed) + 1 };
         document.sign(write);
-        let subject = names.document(partition, player);
+        let subject = self.cluster.names.document(partition, player);
         let value = document.encode(&subject, events.len());
         let bytes = value.len();
-        if bytes > DOCUMENT_BYTES_MAX.min(wire.message_bytes_max()) {
+        if bytes > self.document_bytes_max() {
             return Err(TooLarge(bytes));
         }
         let mut writes = event_writes(&self.cluster, partition, player, &events, now);
@@ -393,9 +422,14 @@ impl Players {
                         };
                     }
                     // No copy was, or ever will be: the sequence it is based on is gone.
-                    Ok(_) => return Attempt::Conflict,
+                    Ok(known) if known.is_beyond(based_on) => return Attempt::Conflict,
+                    // Whoever was asked is behind.
+                    Ok(_) => {}
                     Err(_) => return Attempt::Unknown,
                 },
+                Written::UnderWay if !is_unknown => return Attempt::Conflict,
+                // That may be an earlier copy.
+                Written::UnderWay => {}
                 Written::NotNow(error) if !is_unknown => {
                     return Attempt::Failed(StoreError::Unavailable(error));
                 }
@@ -482,8 +516,7 @@ enum Done {
 /// The document would take so many bytes.
 struct TooLarge(usize);
 
-fn too_large(asked: Asked, bytes: usize) {
-    let bytes_max = DOCUMENT_BYTES_MAX;
+fn too_large(asked: Asked, bytes: usize, bytes_max: usize) {
     match asked {
         Asked::Set(_, answer) => {
             let _ = answer.send(Err(ApplyError::PlayerTooLarge { bytes, bytes_max }));

@@ -46,10 +46,11 @@ pub(super) async fn ack(
     title: &Title,
     name: &SubscriptionName,
     through: &Cursor,
+    claim: u64,
 ) -> Result<Subscription, SubscriptionError> {
     let through = cluster.codec.decode(title, through).ok_or(FeedError::NotACursor)?;
     feed::check_reached(cluster, title, &through).await?;
-    let row = change(cluster, title, name, &Move::Forward(through)).await?;
+    let row = change(cluster, title, name, &Move::Forward(through, claim)).await?;
     told(cluster, title, name.clone(), row).await
 }
 
@@ -104,8 +105,8 @@ async fn count(cluster: &Cluster, title: &Title) -> Result<usize, StoreError> {
 pub(super) enum Move {
     /// It is made where there is none, at the feed's end or where it says; and moved there.
     Open(Option<Places>),
-    /// It is moved there, and nowhere back.
-    Forward(Places),
+    /// It is moved there, and nowhere back, by whoever has this claim.
+    Forward(Places, u64),
     /// It is made there, where there is none.
     Make(Places),
 }
@@ -121,18 +122,23 @@ impl Move {
         let is_there = row.is_some();
         if !is_there && count(cluster, title).await? >= SUBSCRIPTIONS_MAX {
             return Err(match self {
-                Self::Forward(_) => SubscriptionError::NotFound,
+                Self::Forward(..) => SubscriptionError::NotFound,
                 Self::Open(_) | Self::Make(_) => SubscriptionError::TooMany,
             });
         }
         let here = row.map(|row| row.sequences.clone());
         Ok(match (self, here) {
-            (Self::Open(None), Some(here)) | (Self::Make(_), Some(here)) => (here, false),
-            (Self::Open(Some(to)), here) => (to.clone(), here.as_ref() != Some(to)),
+            // Each consumer has a claim of its own, which is written even where nothing moves.
+            (Self::Open(None), Some(here)) => (here, true),
+            (Self::Make(_), Some(here)) => (here, false),
+            (Self::Open(Some(to)), _) => (to.clone(), true),
             (Self::Open(None), None) => (feed::newest(cluster, title).await?, true),
             (Self::Make(to), None) => (to.clone(), true),
-            (Self::Forward(_), None) => return Err(SubscriptionError::NotFound),
-            (Self::Forward(to), Some(here)) => {
+            (Self::Forward(..), None) => return Err(SubscriptionError::NotFound),
+            (Self::Forward(_, claim), Some(_)) if row.is_some_and(|row| row.claim != *claim) => {
+                return Err(SubscriptionError::TakenOver);
+            }
+            (Self::Forward(to, _), Some(here)) => {
                 let both = here.iter().zip(to).map(|(here, to)| *here.max(to));
                 let both: Places = both.collect();
                 let is_new = both != here;
@@ -152,17 +158,20 @@ pub(super) async fn change(
     let stream = cluster.names.stream(cluster.names.home(title));
     let subject = cluster.names.subscription(title, name);
     let mut pauses = Pauses::new(PATIENCE);
+    let mut is_unknown = false;
     loop {
         let message = cluster.wire.last(&stream, &subject).await?;
         let row = message.as_ref().map(read_row::<SubscriptionPartsRow>).transpose()?;
+        let claim = row.as_ref().map_or(0, |row| row.claim);
         let (sequences, is_moved) = to.of(cluster, title, row.as_ref()).await?;
         if let (Some(row), false) = (row, is_moved) {
             return Ok(row);
         }
+        let claim = if let Move::Open(_) = to { claim + 1 } else { claim };
         let behind = feed::pending(cluster, title, &sequences).await?;
         let ordinal = feed::total(cluster, title).await?.saturating_sub(behind);
         let moved_at = cluster.clock.now().get();
-        let row = SubscriptionPartsRow { sequences, moved_at, ordinal };
+        let row = SubscriptionPartsRow { sequences, moved_at, ordinal, claim };
         let write = Write {
             subject: subject.clone(),
             value: Bytes::from(frame::encode(subject.as_bytes(), &row)),
@@ -171,11 +180,12 @@ pub(super) async fn change(
         match cluster.wire.write(&stream, vec![write]).await {
             Written::Stored(_) => return Ok(row),
             // Read anew it shows what became of it.
-            Written::Conflict | Written::Unknown | Written::NotNow(_) => {}
+            Written::Unknown => is_unknown = true,
+            Written::Conflict | Written::UnderWay | Written::NotNow(_) => {}
         }
         if !pauses.wait().await {
-            let error = "a subscription could not be written".to_owned();
-            return Err(StoreError::Unavailable(error).into());
+            let error = StoreError::Unavailable("a subscription could not be written".to_owned());
+            return Err(if is_unknown { StoreError::OutcomeUnknown } else { error }.into());
         }
     }
 }
@@ -187,7 +197,7 @@ async fn told<E: From<StoreError>>(
     name: SubscriptionName,
     row: SubscriptionPartsRow,
 ) -> Result<Subscription, E> {
-    let SubscriptionPartsRow { sequences, moved_at, ordinal } = row;
+    let SubscriptionPartsRow { sequences, moved_at, ordinal, claim } = row;
     if sequences.len() != cluster.names.partitions as usize {
         let error = format!("subscription {name:?} is of another number of partitions");
         return Err(StoreError::Corrupt(error).into());
@@ -198,5 +208,5 @@ async fn told<E: From<StoreError>>(
         false => feed::total(cluster, title).await?.saturating_sub(ordinal),
     };
     let cursor = cluster.codec.encode(title, &sequences);
-    Ok(Subscription { name, cursor, lag, moved_at: EpochSeconds::new(moved_at) })
+    Ok(Subscription { name, cursor, lag, moved_at: EpochSeconds::new(moved_at), claim })
 }

@@ -55,9 +55,11 @@ const SILENCE_MAX: Duration = Duration::from_secs(4);
 /// Messages that wait to be written to the connection.
 const WAITING_MAX: usize = 8192;
 
-/// Codes of JetStream that say: the subject has another last sequence. With 10164 somebody else's
-/// write of it is under way.
-const WRONG_SEQUENCE: [u64; 2] = [10071, 10164];
+/// Codes of JetStream: the subject has another last sequence; a write of it is under way, which may
+/// be one of ours; the stream could not store what a majority may have taken.
+const WRONG_SEQUENCE: u64 = 10071;
+const UNDER_WAY: u64 = 10164;
+const STORE_FAILED: u64 = 10077;
 
 /// A connection to a cluster; found anew where it breaks. Cloning shares it.
 #[derive(Clone)]
@@ -94,6 +96,8 @@ pub(super) enum Written {
     Stored(u64),
     /// None is: a subject has another last sequence.
     Conflict,
+    /// None is: a subject is being written, perhaps by what was sent before.
+    UnderWay,
     /// None is, for a reason that may pass.
     NotNow(String),
     /// Nobody answered.
@@ -320,6 +324,23 @@ impl Wire {
         self.answered(until, found)
     }
 
+    /// The last message of a subject, as any replica has it: it may be a moment behind. Asked once;
+    /// cheaper than the leader's word.
+    pub(super) async fn last_of_any(
+        &self,
+        stream: &str,
+        subject: &str,
+    ) -> Result<Option<StoredMessage>, StoreError> {
+        let api = format!("$JS.API.DIRECT.GET.{stream}.{subject}");
+        let request = Request::new().timeout(Some(READ_TIME_MAX));
+        let reply = self.client.send_request(api, request).await.map_err(unavailable)?;
+        match reply.status {
+            None => from_page(reply).map(Some),
+            Some(StatusCode::NOT_FOUND) => Ok(None),
+            Some(status) => Err(unavailable(format!("status {status} of a direct get"))),
+        }
+    }
+
     /// The first message of a subject from a sequence on, as the stream's leader has it.
     pub(super) async fn next(
         &self,
@@ -379,9 +400,13 @@ impl Wire {
             let reply = reply.map_err(|_| unavailable("a page did not come in time"))?;
             let reply = reply.ok_or_else(|| unavailable("the connection ended"))?;
             match reply.status {
-                None => page.messages.push(from_page(reply)?),
-                Some(StatusCode::NOT_FOUND) => return Ok(page),
+                None => {
+                    check_follows(&reply, &page)?;
+                    page.messages.push(from_page(reply)?);
+                }
+                Some(StatusCode::NOT_FOUND) if page.messages.is_empty() => return Ok(page),
                 Some(status) if status.as_u16() == 204 => {
+                    check_follows(&reply, &page)?;
                     page.pending = number(&reply, "Nats-Num-Pending")?;
                     return Ok(page);
                 }
@@ -430,7 +455,7 @@ impl Wire {
         match written {
             Written::Stored(_) => *self.reached.writes.lock() = Instant::now(),
             Written::Unknown | Written::NotNow(_) => self.silent(&self.reached.writes),
-            Written::Conflict => {}
+            Written::Conflict | Written::UnderWay => {}
         }
         written
     }
@@ -564,9 +589,20 @@ fn said(reply: &Message) -> Written {
     };
     match (answer["error"]["err_code"].as_u64(), answer["seq"].as_u64()) {
         (None, Some(sequence)) if sequence > 0 => Written::Stored(sequence),
-        (Some(code), _) if WRONG_SEQUENCE.contains(&code) => Written::Conflict,
+        (Some(WRONG_SEQUENCE), _) => Written::Conflict,
+        (Some(UNDER_WAY), _) => Written::UnderWay,
+        (Some(STORE_FAILED), _) => Written::Unknown,
         (Some(_), _) => Written::NotNow(answer["error"].to_string()),
         (None, _) => Written::Unknown,
+    }
+}
+
+/// Each reply of a page names the sequence of the one before: none was lost on its way.
+fn check_follows(reply: &Message, page: &Page) -> Result<(), StoreError> {
+    let before = page.messages.last().map_or(0, |last| last.sequence);
+    match number(reply, "Nats-Last-Sequence")? == before {
+        true => Ok(()),
+        false => Err(unavailable("a part of a page was lost")),
     }
 }
 

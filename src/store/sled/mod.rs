@@ -418,6 +418,7 @@ impl Store for SledStore {
         title: &Title,
         name: &SubscriptionName,
         through: &Cursor,
+        _: u64,
     ) -> Result<Subscription, SubscriptionError> {
         let (key, through) = ((title.clone(), name.clone()), through.clone());
         let ack = move |committer: &mut Committer, group: &mut Group| {
@@ -434,6 +435,7 @@ impl Store for SledStore {
             cursor: self.cursors.encode(title, row.sequence),
             lag: head.saturating_sub(row.sequence),
             moved_at: EpochSeconds::new(row.moved_at),
+            claim: 0,
         });
         Ok(told.collect())
     }

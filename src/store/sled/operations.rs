@@ -260,7 +260,8 @@ impl Operations for SledStore {
     }
 
     fn reaches(&self, title: &Title, cursor: &Cursor, other: &Cursor) -> bool {
-        self.position(title, cursor) >= self.position(title, other)
+        let place = |cursor| self.position(title, cursor);
+        place(cursor).zip(place(other)).is_some_and(|(here, there)| here >= there)
     }
 
     fn covers(

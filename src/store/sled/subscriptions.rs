@@ -186,5 +186,6 @@ fn told(committer: &Committer, key: SubscriptionKey, row: SubscriptionRow) -> Su
         cursor: committer.cursors.encode(&title, row.sequence),
         lag: head.saturating_sub(row.sequence),
         moved_at: EpochSeconds::new(row.moved_at),
+        claim: 0,
     }
 }
