@@ -19,7 +19,7 @@ use crate::{
     nats,
     parts::catalog,
     peers::Etcd,
-    process::{Process, memory_of},
+    process::{Process, cpu_of, memory_of},
     records::{self, EXTRA, TITLE, Versions},
     report::{Goal::AtLeast, Report},
     watch,
@@ -144,6 +144,37 @@ async fn make_bare_stream(url: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whose processor time it is.
+struct Shares {
+    nats: Vec<u32>,
+    accolade: u32,
+}
+
+impl Shares {
+    /// That of NATS, of our server, and of the callers.
+    fn cpu(&self) -> Result<[f64; 3]> {
+        let nats = self.nats.iter().map(|pid| cpu_of(*pid)).sum::<Result<f64>>()?;
+        Ok([nats, cpu_of(self.accolade)?, cpu_of(std::process::id())?])
+    }
+
+    /// What each took for one, since `before`; the warm-up is as busy as the rest.
+    fn report(
+        &self,
+        before: [f64; 3],
+        rate: f64,
+        time: Duration,
+        of: &str,
+        report: &mut Report,
+    ) -> Result<()> {
+        let count = rate * time.as_secs_f64() * 1.25;
+        let whose = ["NATS", "accolade", "the callers"];
+        for ((whose, before), after) in whose.into_iter().zip(before).zip(self.cpu()?) {
+            report.add(format!("{of}: processor time of {whose}"), "µs", (after - before) / count);
+        }
+        Ok(())
+    }
+}
+
 /// Ours, bare JetStream and etcd in turns. All run at the same time; who is not measured is idle.
 pub async fn compare(
     dir: &Path,
@@ -168,14 +199,20 @@ pub async fn compare(
             None
         }
     };
+    let accolade = ours.child.id().ok_or("the server has ended")?;
+    let shares = Shares { nats: (0..3).map(|n| nats.pid(n)).collect(), accolade };
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
         for in_flight in IN_FLIGHT {
             let name = |of: &str| format!("cluster: {of}, {in_flight} in flight");
+            let before = shares.cpu()?;
             let measured = bare(&servers, in_flight, time).await?;
             report.add(name("bare JetStream batches"), RATE, measured.rate);
+            shares.report(before, measured.rate, time, &name("of a bare batch"), report)?;
+            let before = shares.cpu()?;
             let measured = complete(&ours.url, in_flight, time).await?;
             report.add(name("accolade Set that completes"), RATE, measured.rate);
+            shares.report(before, measured.rate, time, &name("of a Set that completes"), report)?;
             let measured = target.set(in_flight, time).await?;
             report.add(name("accolade Set"), RATE, measured.rate);
             let p50 = measured.latency.value_at_quantile(0.5) as f64;

@@ -82,6 +82,16 @@ pub fn memory_of(pid: u32) -> Result<u64> {
     Ok(kib.parse::<u64>()? * 1024)
 }
 
+/// Processor time that a process has taken so far, in microseconds.
+pub fn cpu_of(pid: u32) -> Result<f64> {
+    const MICROS_PER_TICK: f64 = 10_000.0;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // Behind the name, which may have spaces: user and system time are fields 14 and 15.
+    let (_, fields) = stat.rsplit_once(')').ok_or("no name in stat")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    Ok(ticks.sum::<std::result::Result<f64, _>>()? * MICROS_PER_TICK)
+}
+
 impl Process {
     /// Kills it, and waits until it is gone.
     pub async fn kill(mut self) -> Result<()> {

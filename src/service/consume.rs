@@ -119,7 +119,7 @@ impl Claim {
         }
     }
 
-    /// Whether a consumer is the one of this claim: another that took over has a channel of its own.
+    /// Whether a consumer is the one of this claim: one that took over has a channel of its own.
     fn is_of(&self, consumer: &Consumer) -> bool {
         self.end.same_channel(&consumer.end.subscribe())
     }

@@ -53,6 +53,9 @@ const DEADLINE: Duration = Duration::from_secs(12);
 /// Longer than a cluster takes to choose another leader.
 const STOPPED: Duration = Duration::from_secs(7);
 
+/// Longer than our servers wait for an answer, and shorter than a cluster waits for its leader.
+const STALLED: Duration = Duration::from_secs(3);
+
 /// Longer than a leader that was cut off takes to notice (10 s).
 const CUT: Duration = Duration::from_secs(14);
 
@@ -65,6 +68,7 @@ enum Fault {
     KillLeader,
     KillAll,
     StopLeader,
+    StopFollowers,
     CutLeader,
     KillServer,
 }
@@ -123,6 +127,14 @@ impl Scene {
                 self.nats.signal(leader, "STOP");
                 sleep(STOPPED).await;
                 self.nats.signal(leader, "CONT");
+            }
+            // The leader stays the leader, and stores nothing for a while: answers come too late.
+            Fault::StopFollowers => {
+                let leader = self.leader().await;
+                let others = || (0..3).filter(|n| *n != leader);
+                others().for_each(|n| self.nats.signal(n, "STOP"));
+                sleep(STALLED).await;
+                others().for_each(|n| self.nats.signal(n, "CONT"));
             }
             Fault::CutLeader => {
                 let leader = self.leader().await;
@@ -272,6 +284,7 @@ async fn no_acknowledged_set_is_lost_whatever_is_killed() {
     let others = [
         (Fault::KillAll, 10),
         (Fault::StopLeader, 10),
+        (Fault::StopFollowers, 5),
         (Fault::CutLeader, 10),
         (Fault::KillServer, 5),
     ];

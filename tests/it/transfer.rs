@@ -368,7 +368,7 @@ async fn what_is_no_item_of_an_export_is_told() {
     }
     let spoiled = items.iter().cloned().map(|mut item| {
         if let Item::Record(record) = &mut item {
-            record.completion_position = 0;
+            record.completed_version = 0;
         }
         item
     });

@@ -9,7 +9,8 @@ use prost::Message;
 use super::{
     cluster::{Cluster, read_row},
     names::Names,
-    wire::{Pauses, Write, Written},
+    patience::Pauses,
+    wire::{Write, Written},
 };
 use crate::{
     domain::{Catalog, Title},

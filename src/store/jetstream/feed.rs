@@ -16,8 +16,9 @@ use tokio::time::{interval, sleep};
 use super::{
     cluster::{Cluster, Feed, read_row},
     names::Names,
+    patience::Pauses,
     places::Places,
-    wire::{Page, Pauses, Write, Written, number},
+    wire::{Page, Write, Written, number},
 };
 use crate::{
     domain::{Cursor, Entry, EpochSeconds, Title},

@@ -1,17 +1,20 @@
 //! What waits to be written to a partition at the same time is written in one batch: JetStream
 //! replicates and syncs a batch as one, so many players cost little more than one.
 //!
+//! What waits to be read is read together likewise, from any replica: a write shows whether that holds.
+//!
 //! A batch with several players is stored wholly or not at all. Where one of them was written by
 //! another server meanwhile, it is refused, and each is then written by itself.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     cluster::Cluster,
-    wire::{Write, Written},
+    wire::{StoredMessage, Write, Written},
 };
+use crate::store::StoreError;
 
 /// Most messages of a batch, of the 1000 that JetStream takes.
 const MESSAGES_MAX: usize = 900;
@@ -19,7 +22,11 @@ const MESSAGES_MAX: usize = 900;
 /// Most bytes of a batch, but for its last part.
 const BYTES_MAX: usize = 1 << 20;
 
-/// Batches of a partition under way. While they are, the next one grows.
+/// Most subjects that are read together, of the 1024 that JetStream takes.
+const READS_MAX: usize = 64;
+
+/// Batches, and reads, of a partition under way. While they are, the next one
+/// grows.
 const UNDER_WAY_MAX: usize = 4;
 
 /// Parts that wait for a batch.
@@ -40,9 +47,16 @@ struct Part {
     answer: oneshot::Sender<Grouped>,
 }
 
+/// A subject to read, and whom to tell.
+struct Read {
+    subject: String,
+    answer: oneshot::Sender<Result<Option<StoredMessage>, StoreError>>,
+}
+
 /// The batches of every partition.
 pub(super) struct Groups {
     partitions: Vec<mpsc::Sender<Part>>,
+    reads: Vec<mpsc::Sender<Read>>,
 }
 
 impl Groups {
@@ -52,7 +66,25 @@ impl Groups {
             tokio::spawn(run(cluster.clone(), cluster.names.stream(partition), waiting));
             parts
         });
-        Self { partitions: partitions.collect() }
+        let reads = cluster.partitions().map(|partition| {
+            let (reads, waiting) = mpsc::channel(WAITING_MAX);
+            tokio::spawn(run_reads(cluster.clone(), cluster.names.stream(partition), waiting));
+            reads
+        });
+        Self { partitions: partitions.collect(), reads: reads.collect() }
+    }
+
+    /// The last message of a subject, as any replica has it; asked once, together with others.
+    pub(super) async fn read(
+        &self,
+        partition: u32,
+        subject: String,
+    ) -> Result<Option<StoredMessage>, StoreError> {
+        let gone = || StoreError::Unavailable("a read was not answered".to_owned());
+        let (answer, answered) = oneshot::channel();
+        let read = Read { subject, answer };
+        self.reads[partition as usize].send(read).await.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
     }
 
     /// Writes a part together with others.
@@ -94,6 +126,38 @@ async fn run(cluster: Arc<Cluster>, stream: String, mut waiting: mpsc::Receiver<
         let (cluster, stream) = (cluster.clone(), stream.clone());
         tokio::spawn(async move {
             write(&cluster, &stream, parts).await;
+            drop(place);
+        });
+    }
+}
+
+/// Reads what waits until nobody can ask any more.
+async fn run_reads(cluster: Arc<Cluster>, stream: String, mut waiting: mpsc::Receiver<Read>) {
+    let places = Arc::new(Semaphore::new(UNDER_WAY_MAX));
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let Some(first) = waiting.recv().await else { return };
+        let mut reads = vec![first];
+        while reads.len() < READS_MAX
+            && let Ok(read) = waiting.try_recv()
+        {
+            reads.push(read);
+        }
+        let (cluster, stream) = (cluster.clone(), stream.clone());
+        tokio::spawn(async move {
+            let subjects: Vec<_> = reads.iter().map(|read| read.subject.clone()).collect();
+            let told = cluster.wire.last_of_any(&stream, &subjects).await;
+            let mut found: HashMap<_, _> = match told {
+                Ok(messages) => messages.into_iter().map(|it| (it.subject.clone(), it)).collect(),
+                Err(error) => {
+                    for read in reads {
+                        let _ = read.answer.send(Err(error.clone()));
+                    }
+                    return;
+                }
+            };
+            for read in reads {
+                let _ = read.answer.send(Ok(found.remove(&read.subject)));
+            }
             drop(place);
         });
     }

@@ -17,9 +17,10 @@ use super::{
     cluster::{Cluster, read_row},
     document::PENDING,
     feed,
+    patience::Pauses,
     players::{Known, Players},
     subscriptions::{self, Move},
-    wire::{Pauses, Write, Written},
+    wire::{Write, Written},
 };
 use crate::{
     domain::{EpochSeconds, NodeId, PlayerId, PlayerKey, SubscriptionName, Title},

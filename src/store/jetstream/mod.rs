@@ -21,6 +21,7 @@ mod layout;
 mod lease;
 mod monitor;
 mod names;
+mod patience;
 mod places;
 mod players;
 mod scan;

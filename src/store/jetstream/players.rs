@@ -24,7 +24,8 @@ use super::{
     document::{Document, Writer},
     draft::{Draft, ResetTold, SetTold, TooMany, settled},
     groups::{Grouped, Groups},
-    wire::{PATIENCE, Pauses, StoredMessage, Write, Written},
+    patience::{PATIENCE, Pauses},
+    wire::{StoredMessage, Write, Written},
 };
 use crate::{
     domain::{Cursor, EpochSeconds, Event, PlayerKey, PlayerUpdate, Refusal, ResetUpdate},
@@ -177,7 +178,7 @@ impl Players {
         let partition = names.partition(player);
         let (stream, subject) = (names.stream(partition), names.document(partition, player));
         let message = match whose {
-            Whose::Any => wire.last_of_any(&stream, &subject).await?,
+            Whose::Any => self.groups.read(partition, subject).await?,
             Whose::Leader => wire.last_once(&stream, &subject).await?,
         };
         self.known_of(partition, message)

@@ -8,8 +8,9 @@ use super::{
     cluster::{Cluster, read_row},
     feed,
     names::Names,
+    patience::Pauses,
     places::Places,
-    wire::{Pauses, Write, Written},
+    wire::{Write, Written},
 };
 use crate::{
     domain::{Cursor, EpochSeconds, SubscriptionName, Title},
@@ -164,14 +165,21 @@ pub(super) async fn change(
         let row = message.as_ref().map(read_row::<SubscriptionPartsRow>).transpose()?;
         let claim = row.as_ref().map_or(0, |row| row.claim);
         let (sequences, is_moved) = to.of(cluster, title, row.as_ref()).await?;
-        if let (Some(row), false) = (row, is_moved) {
-            return Ok(row);
-        }
+        let row = match row {
+            Some(row) if !is_moved => return Ok(row),
+            row => row,
+        };
         let claim = if let Move::Open(_) = to { claim + 1 } else { claim };
-        let behind = feed::pending(cluster, title, &sequences).await?;
-        let ordinal = feed::total(cluster, title).await?.saturating_sub(behind);
-        let moved_at = cluster.clock.now().get();
-        let row = SubscriptionPartsRow { sequences, moved_at, ordinal, claim };
+        let row = match row {
+            // Only the claim is another.
+            Some(row) if row.sequences == sequences => SubscriptionPartsRow { claim, ..row },
+            _ => {
+                let behind = feed::pending(cluster, title, &sequences).await?;
+                let ordinal = feed::total(cluster, title).await?.saturating_sub(behind);
+                let moved_at = cluster.clock.now().get();
+                SubscriptionPartsRow { sequences, moved_at, ordinal, claim }
+            }
+        };
         let write = Write {
             subject: subject.clone(),
             value: Bytes::from(frame::encode(subject.as_bytes(), &row)),

@@ -17,10 +17,14 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
-use super::{Address, lease::Leases};
+use super::{
+    Address,
+    lease::Leases,
+    patience::{PATIENCE, Pauses, patiently},
+};
 use crate::store::{StoreError, StoreHealth, crash_point::crash_point};
 
 /// Longest wait for an answer of JetStream. A leader that is gone has none; it takes a cluster 4 to
@@ -30,14 +34,6 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 /// Longest wait for a read. Shorter than the time in which another leader may be chosen (4 s): an
 /// answer that a frozen leader gives when it wakes is not waited for.
 const READ_TIME_MAX: Duration = Duration::from_secs(1);
-
-/// How long something is asked again and again: longer than a cluster takes to choose a leader, and
-/// than most requests have.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Pauses between attempts: from the first, doubled, to the last.
-const PAUSE_MIN: Duration = Duration::from_millis(5);
-const PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// How often a silent connection is asked whether it lives; it is left after 3 without an answer,
 /// before the other servers may have chosen another leader.
@@ -125,45 +121,6 @@ impl From<StreamMessage> for StoredMessage {
         let StreamMessage { subject, sequence, payload, .. } = message;
         Self { subject: subject.as_str().to_owned(), sequence, value: payload }
     }
-}
-
-/// Waits longer from attempt to attempt.
-pub(super) struct Pauses {
-    next: Duration,
-    deadline: Instant,
-}
-
-impl Pauses {
-    pub(super) fn new(patience: Duration) -> Self {
-        Self { next: PAUSE_MIN, deadline: Instant::now() + patience }
-    }
-
-    /// Waits for the next attempt; false where there is to be none.
-    pub(super) async fn wait(&mut self) -> bool {
-        if Instant::now() + self.next > self.deadline {
-            return false;
-        }
-        sleep(self.next.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        self.next = PAUSE_MAX.min(self.next * 2);
-        true
-    }
-}
-
-/// Asks again while the cluster cannot answer.
-macro_rules! patiently {
-    ($ask:expr) => {{
-        let mut pauses = Pauses::new(PATIENCE);
-        loop {
-            match $ask.await {
-                Err(error @ StoreError::Unavailable(_)) => {
-                    if !pauses.wait().await {
-                        break Err(error);
-                    }
-                }
-                told => break told,
-            }
-        }
-    }};
 }
 
 /// The cluster did not do what it was asked; it may later.
@@ -324,21 +281,47 @@ impl Wire {
         self.answered(until, found)
     }
 
-    /// The last message of a subject, as any replica has it: it may be a moment behind. Asked once;
-    /// cheaper than the leader's word.
+    /// The last message of each of some subjects, as any replica has it: it may be a moment behind.
+    /// Asked once; far cheaper than the leader's word. Those that have none are left out.
     pub(super) async fn last_of_any(
         &self,
         stream: &str,
-        subject: &str,
-    ) -> Result<Option<StoredMessage>, StoreError> {
-        let api = format!("$JS.API.DIRECT.GET.{stream}.{subject}");
-        let request = Request::new().timeout(Some(READ_TIME_MAX));
-        let reply = self.client.send_request(api, request).await.map_err(unavailable)?;
-        match reply.status {
-            None => from_page(reply).map(Some),
-            Some(StatusCode::NOT_FOUND) => Ok(None),
-            Some(status) => Err(unavailable(format!("status {status} of a direct get"))),
+        subjects: &[String],
+    ) -> Result<Vec<StoredMessage>, StoreError> {
+        let asked = match subjects {
+            [subject] => json!({ "last_by_subj": subject }),
+            subjects => json!({ "multi_last": subjects }),
+        };
+        let mut replies = self.ask_any(stream, &asked).await?;
+        let deadline = Instant::now() + READ_TIME_MAX;
+        let mut messages = Vec::with_capacity(subjects.len());
+        loop {
+            let reply = next_reply(&mut replies, deadline).await?;
+            match reply.status {
+                None => messages.push(from_page(reply)?),
+                Some(StatusCode::NOT_FOUND) if messages.is_empty() => return Ok(messages),
+                Some(status) if status.as_u16() == 204 => return Ok(messages),
+                Some(status) => return Err(unavailable(format!("status {status} of a read"))),
+            }
+            if subjects.len() == 1 {
+                return Ok(messages);
+            }
         }
+    }
+
+    /// Asks any replica of a stream; the answers come on their own.
+    async fn ask_any(
+        &self,
+        stream: &str,
+        asked: &Value,
+    ) -> Result<async_nats::Subscriber, StoreError> {
+        let inbox = self.client.new_inbox();
+        let replies = self.client.subscribe(inbox.clone()).await.map_err(unavailable)?;
+        let api = format!("$JS.API.DIRECT.GET.{stream}");
+        let asked = Bytes::from(asked.to_string());
+        let sent = self.client.publish_with_reply(api, inbox, asked).await;
+        sent.map_err(unavailable)?;
+        Ok(replies)
     }
 
     /// The first message of a subject from a sequence on, as the stream's leader has it.
@@ -384,21 +367,14 @@ impl Wire {
         from: u64,
         (limit, bytes_max): (usize, usize),
     ) -> Result<Page, StoreError> {
-        let inbox = self.client.new_inbox();
-        let mut replies = self.client.subscribe(inbox.clone()).await.map_err(unavailable)?;
         let asked = json!({
             "seq": from, "next_by_subj": subject, "batch": limit, "max_bytes": bytes_max,
         });
-        let api = format!("$JS.API.DIRECT.GET.{stream}");
-        let asked = Bytes::from(asked.to_string());
-        let sent = self.client.publish_with_reply(api, inbox, asked).await;
-        sent.map_err(unavailable)?;
+        let mut replies = self.ask_any(stream, &asked).await?;
         let deadline = Instant::now() + ANSWER_TIME_MAX;
         let mut page = Page::default();
         loop {
-            let reply = timeout_at(deadline, replies.next()).await;
-            let reply = reply.map_err(|_| unavailable("a page did not come in time"))?;
-            let reply = reply.ok_or_else(|| unavailable("the connection ended"))?;
+            let reply = next_reply(&mut replies, deadline).await?;
             match reply.status {
                 None => {
                     check_follows(&reply, &page)?;
@@ -595,6 +571,16 @@ fn said(reply: &Message) -> Written {
         (Some(_), _) => Written::NotNow(answer["error"].to_string()),
         (None, _) => Written::Unknown,
     }
+}
+
+/// The next of several answers.
+async fn next_reply(
+    replies: &mut async_nats::Subscriber,
+    deadline: Instant,
+) -> Result<Message, StoreError> {
+    let reply = timeout_at(deadline, replies.next()).await;
+    let reply = reply.map_err(|_| unavailable("an answer did not come in time"))?;
+    reply.ok_or_else(|| unavailable("the connection ended"))
 }
 
 /// Each reply of a page names the sequence of the one before: none was lost on its way.
