@@ -11,7 +11,9 @@ use tempfile::TempDir;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::support::{
-    PATIENCE, Server, Watch, accolade, delta, get, nats::Nats, reason, set, text,
+    PATIENCE, Server, Watch, accolade, delta, get,
+    nats::{self, Nats},
+    reason, set, text,
 };
 
 /// How long another server may take to hear of a catalogue.
@@ -68,6 +70,28 @@ fn a_cluster_is_laid_out_once_and_checked_at_each_start() {
     let alone = refused(&["serve", "--nats-ca", "x"]);
     assert!(alone.contains("settings of NATS are given, and no `store`"), "{alone}");
     assert!(serve("nats://127.0.0.1:1/ach").contains("can be reached"));
+}
+
+#[test]
+fn the_configuration_for_operators_is_one_that_nats_takes() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let store = TempDir::new().unwrap();
+    let environment = [
+        ("NATS_NAME", "n1"),
+        ("NATS_STORE", store.path().to_str().unwrap()),
+        ("NATS_ROUTES", "[nats://n1:6222, nats://n2:6222, nats://n3:6222]"),
+    ];
+    let checked = nats::check(&dir.join("nats.conf"), &environment);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+
+    // The one for Kubernetes is a part of another file.
+    let manifest = std::fs::read_to_string(dir.join("kubernetes/nats.yaml")).unwrap();
+    let (_, rest) = manifest.split_once("nats.conf: |\n").unwrap();
+    let config: Vec<_> = rest.lines().map_while(|line| line.strip_prefix("    ")).collect();
+    let file = store.path().join("nats.conf");
+    std::fs::write(&file, config.join("\n")).unwrap();
+    let checked = nats::check(&file, &environment);
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
 }
 
 /// The servers of this test sync always, so one that does not is made up of an answer.

@@ -132,10 +132,29 @@ fn program() -> PathBuf {
     program
 }
 
-/// Ports that are free now.
+/// Ports that are free now, and that no outgoing connection is given: a server that is killed must
+/// find its own again.
 fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
+    // Below what Linux gives to outgoing connections (`ip_local_port_range`).
+    const RANGE: std::ops::Range<u16> = 15_000..32_000;
+    let mut taken: Vec<u16> = Vec::new();
+    for _ in 0..1000 {
+        let port = fastrand::u16(RANGE);
+        if !taken.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            taken.push(port);
+        }
+        if let Ok(ports) = <[u16; N]>::try_from(taken.as_slice()) {
+            return ports;
+        }
+    }
+    panic!("no ports are free");
+}
+
+/// What the program says of a configuration.
+pub fn check(config: &Path, environment: &[(&str, &str)]) -> std::process::Output {
+    let mut command = Command::new(program());
+    command.arg("-t").arg("-c").arg(config).envs(environment.iter().copied());
+    command.output().expect("nats-server runs")
 }
 
 // === impl Nats ===

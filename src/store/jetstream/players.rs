@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     domain::{Cursor, EpochSeconds, Event, PlayerKey, PlayerUpdate, Refusal, ResetUpdate},
+    metrics::METRICS,
     store::{Applied, ApplyError, ResetDone, ResetError, StoreError, frame, rows::event_to_row},
 };
 
@@ -217,6 +218,8 @@ impl Players {
     async fn queue(self: &Arc<Self>, player: PlayerKey, asked: Asked) -> Result<(), StoreError> {
         let place = self.places.clone().acquire_owned().await;
         let place = place.map_err(|error| StoreError::Failed(error.to_string()))?;
+        let waiting = WAITING_MAX - self.places.available_permits();
+        METRICS.updates_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
         let job = Job { asked, _place: place };
         let is_idle = {
             let mut queues = self.queues.lock();
