@@ -340,9 +340,9 @@ async fn no_acknowledged_set_is_lost_whatever_is_killed() {
     assert!(completed.iter().all(|player| listed.get(player) == Some(&1)));
     all.store(completed.len(), Ordering::Relaxed);
     // The last event wakes whoever has heard of all already.
-    let mut last = delta("t", "last", "m", 1);
-    last.request_id = "last".to_owned();
-    client.set_achievement_storage(last).await.unwrap();
+    let mut final_set = delta("t", "last", "m", 1);
+    final_set.request_id = "last".to_owned();
+    client.set_achievement_storage(final_set).await.unwrap();
     let heard = timeout(PATIENCE, subscribers.join_all()).await.expect("all is heard of");
     for heard in heard {
         assert!(heard.values().all(|count| *count == 1), "something was told twice");

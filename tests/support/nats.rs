@@ -186,11 +186,11 @@ impl Nats {
                     })
                     .map(|port| format!("nats://127.0.0.1:{port}"))
                     .collect();
-                text += &format!(
-                    "cluster {{ name: c, listen: \"127.0.0.1:{cluster}\", no_advertise: true, \
-                     routes: [{}] }}\n",
-                    routes.join(", ")
-                );
+                let routes = routes.join(", ");
+                text.extend([
+                    format!("cluster {{ name: c, listen: \"127.0.0.1:{cluster}\", "),
+                    format!("no_advertise: true, routes: [{routes}] }}\n"),
+                ]);
             }
             let config = dir.path().join(format!("n{n}.conf"));
             fs::write(&config, text).unwrap();

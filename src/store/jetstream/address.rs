@@ -56,13 +56,9 @@ impl Address {
 // Passwords stay out of messages and logs.
 impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Address")
-            .field("servers", &self.shown())
-            .field("credentials", &self.credentials)
-            .field("ca", &self.ca)
-            .field("certificate", &self.certificate.as_ref().map(|(certificate, _)| certificate))
-            .field("monitors", &self.monitors)
-            .finish()
+        let Self { servers: _, prefix: _, credentials, ca, certificate, monitors } = self;
+        let shown = self.shown();
+        write!(f, "{shown} ({credentials:?}, {ca:?}, {certificate:?}, {monitors:?})")
     }
 }
 

@@ -262,7 +262,9 @@ impl<'a> Step<'a> {
             }
             let after_events = (writes.len() - count) as u64;
             let written = cluster.wire.write(&cluster.names.stream(partition), writes).await;
-            keys.iter().for_each(|key| players.forget(key));
+            for key in &keys {
+                players.forget(key);
+            }
             match written {
                 Written::Stored(sequence) if count > 0 => {
                     cluster.note(partition, title, sequence - after_events, newest_stored_at);

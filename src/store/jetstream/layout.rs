@@ -231,20 +231,20 @@ fn config(name: String, subjects: Vec<String>, replicas: usize) -> Config {
     }
 }
 
-fn republish((source, destination): (String, String)) -> Option<Republish> {
-    Some(Republish { source, destination, headers_only: true })
+fn republish((source, destination): (String, String)) -> Republish {
+    Republish { source, destination, headers_only: true }
 }
 
 fn shared_config(names: &Names, replicas: usize) -> Config {
     Config {
-        republish: republish(names.repeated_titles()),
+        republish: Some(republish(names.repeated_titles())),
         ..config(names.shared_stream(), names.shared_subjects(), replicas)
     }
 }
 
 fn partition_config(names: &Names, partition: u32, replicas: usize) -> Config {
     Config {
-        republish: republish(names.repeated_events(partition)),
+        republish: Some(republish(names.repeated_events(partition))),
         ..config(names.stream(partition), names.subjects(partition), replicas)
     }
 }
@@ -265,9 +265,8 @@ async fn make(wire: &Wire, config: Config) -> Result<(), EngineError> {
                 problem: format!("cannot be brought to {num_replicas} replicas: {error}"),
             });
         }
-        let error = match wire.context.create_stream(config.clone()).await {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
+        let Err(error) = wire.context.create_stream(config.clone()).await else {
+            return Ok(());
         };
         if let CreateStreamErrorKind::JetStream(it) = error.kind()
             && it.error_code() == ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED

@@ -284,7 +284,9 @@ impl Players {
                 Ok(Done::TooLarge(_)) if jobs.len() > 1 => return Some(jobs),
                 Ok(Done::TooLarge(bytes)) => {
                     let bytes_max = self.document_bytes_max();
-                    jobs.into_iter().for_each(|job| too_large(job.asked, bytes, bytes_max));
+                    for job in jobs {
+                        too_large(job.asked, bytes, bytes_max);
+                    }
                     return None;
                 }
                 Ok(Done::Again) => {
@@ -297,9 +299,11 @@ impl Players {
                 }
                 Err(error) => error,
             };
-            let passes = matches!(error, StoreError::Unavailable(_));
-            if !passes || !pauses.wait().await {
-                jobs.into_iter().for_each(|job| job.asked.fail(error.clone()));
+            let may_pass = matches!(error, StoreError::Unavailable(_));
+            if !may_pass || !pauses.wait().await {
+                for job in jobs {
+                    job.asked.fail(error.clone());
+                }
                 return None;
             }
         }
@@ -416,7 +420,7 @@ impl Players {
             };
             match written {
                 Written::Stored(sequence) => return Attempt::Stored(sequence),
-                Written::Conflict if !is_unknown => return Attempt::Conflict,
+                Written::Conflict | Written::UnderWay if !is_unknown => return Attempt::Conflict,
                 Written::Conflict => match self.read(player).await {
                     // An earlier copy was stored.
                     Ok(known) if known.document.has(write) => {
@@ -431,13 +435,11 @@ impl Players {
                     Ok(_) => {}
                     Err(_) => return Attempt::Unknown,
                 },
-                Written::UnderWay if !is_unknown => return Attempt::Conflict,
-                // That may be an earlier copy.
-                Written::UnderWay => {}
                 Written::NotNow(error) if !is_unknown => {
                     return Attempt::Failed(StoreError::Unavailable(error));
                 }
-                Written::NotNow(_) => {}
+                // What is under way may be an earlier copy.
+                Written::UnderWay | Written::NotNow(_) => {}
                 Written::Unknown => is_unknown = true,
             }
             if !pauses.wait().await {

@@ -132,9 +132,8 @@ impl Move {
             // Each consumer has a claim of its own, which is written even where nothing moves.
             (Self::Open(None), Some(here)) => (here, true),
             (Self::Make(_), Some(here)) => (here, false),
-            (Self::Open(Some(to)), _) => (to.clone(), true),
+            (Self::Open(Some(to)), _) | (Self::Make(to), None) => (to.clone(), true),
             (Self::Open(None), None) => (feed::newest(cluster, title).await?, true),
-            (Self::Make(to), None) => (to.clone(), true),
             (Self::Forward(..), None) => return Err(SubscriptionError::NotFound),
             (Self::Forward(_, claim), Some(_)) if row.is_some_and(|row| row.claim != *claim) => {
                 return Err(SubscriptionError::TakenOver);

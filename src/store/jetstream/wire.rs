@@ -567,9 +567,8 @@ fn said(reply: &Message) -> Written {
         (None, Some(sequence)) if sequence > 0 => Written::Stored(sequence),
         (Some(WRONG_SEQUENCE), _) => Written::Conflict,
         (Some(UNDER_WAY), _) => Written::UnderWay,
-        (Some(STORE_FAILED), _) => Written::Unknown,
+        (Some(STORE_FAILED) | None, _) => Written::Unknown,
         (Some(_), _) => Written::NotNow(answer["error"].to_string()),
-        (None, _) => Written::Unknown,
     }
 }
 
