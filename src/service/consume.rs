@@ -134,8 +134,8 @@ impl Drop for Claim {
     }
 }
 
-/// Merges what a consumer gets from the feed with what becomes of its acks; `opened` is the claim of
-/// its subscription.
+/// Merges what a consumer gets from the feed with what becomes of its acks; `opened` is the claim
+/// of its subscription.
 pub(super) fn consume(
     store: Arc<dyn Store>,
     claim: Claim,

@@ -132,7 +132,7 @@ pub(super) async fn replace(
             return Err(CatalogError::TooManyTitles);
         }
         let writes = writes(cluster, title, (revision, write_id), &bytes, sequence).await?;
-        match cluster.wire.write(&cluster.names.shared_stream(), writes).await {
+        match cluster.wire.write(writes).await {
             Written::Stored(sequence) => break sequence,
             // Read anew, the head shows what became of it.
             Written::Unknown => is_unknown = true,

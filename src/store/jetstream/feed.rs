@@ -300,10 +300,10 @@ async fn write_row(
     row: &FeedPartRow,
     sequence: u64,
 ) -> Result<bool, StoreError> {
-    let (stream, subject) = (cluster.names.stream(partition), cluster.names.feed(partition, title));
+    let subject = cluster.names.feed(partition, title);
     let value = Bytes::from(frame::encode(subject.as_bytes(), row));
     let write = Write { subject, value, replaces: Some(sequence) };
-    match cluster.wire.write(&stream, vec![write]).await {
+    match cluster.wire.write(vec![write]).await {
         Written::Stored(_) => Ok(true),
         // Where it was stored, whoever reads it anew sees that.
         Written::Conflict | Written::UnderWay | Written::Unknown => Ok(false),

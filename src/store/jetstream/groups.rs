@@ -1,14 +1,19 @@
 //! What waits to be written to a partition at the same time is written in one batch: JetStream
 //! replicates and syncs a batch as one, so many players cost little more than one.
 //!
-//! What waits to be read is read together likewise, from any replica: a write shows whether that holds.
+//! What waits to be read is read together likewise, from any replica: that is cheap, and may be a
+//! moment old. Where it must not be, a message that says nothing is written first, by the same majority
+//! as everything else, and only a replica that has it is believed: it has all that was stored before.
 //!
 //! A batch with several players is stored wholly or not at all. Where one of them was written by
 //! another server meanwhile, it is refused, and each is then written by itself.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::{Instant, sleep},
+};
 
 use super::{
     cluster::Cluster,
@@ -28,6 +33,10 @@ const READS_MAX: usize = 64;
 /// Batches, and reads, of a partition under way. While they are, the next one
 /// grows.
 const UNDER_WAY_MAX: usize = 4;
+
+/// Pause before a replica that is behind is asked again, and how long to ask.
+const BEHIND_PAUSE: Duration = Duration::from_millis(2);
+const BEHIND_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Parts that wait for a batch.
 const WAITING_MAX: usize = 4096;
@@ -57,33 +66,55 @@ struct Read {
 pub(super) struct Groups {
     partitions: Vec<mpsc::Sender<Part>>,
     reads: Vec<mpsc::Sender<Read>>,
+    fresh_reads: Vec<mpsc::Sender<Read>>,
+}
+
+/// How new what is read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Freshness {
+    /// It may be a moment old: a write will show whether it holds.
+    Any,
+    /// Whatever was acknowledged before this was asked is in it.
+    Now,
 }
 
 impl Groups {
     pub(super) fn start(cluster: &Arc<Cluster>) -> Self {
-        let partitions = cluster.partitions().map(|partition| {
+        let partitions = cluster.partitions().map(|_| {
             let (parts, waiting) = mpsc::channel(WAITING_MAX);
-            tokio::spawn(run(cluster.clone(), cluster.names.stream(partition), waiting));
+            tokio::spawn(run(cluster.clone(), waiting));
             parts
         });
-        let reads = cluster.partitions().map(|partition| {
-            let (reads, waiting) = mpsc::channel(WAITING_MAX);
-            tokio::spawn(run_reads(cluster.clone(), cluster.names.stream(partition), waiting));
-            reads
-        });
-        Self { partitions: partitions.collect(), reads: reads.collect() }
+        let reads = |freshness| {
+            let start = |partition| {
+                let (reads, waiting) = mpsc::channel(WAITING_MAX);
+                tokio::spawn(run_reads(cluster.clone(), partition, freshness, waiting));
+                reads
+            };
+            cluster.partitions().map(start).collect()
+        };
+        Self {
+            partitions: partitions.collect(),
+            reads: reads(Freshness::Any),
+            fresh_reads: reads(Freshness::Now),
+        }
     }
 
-    /// The last message of a subject, as any replica has it; asked once, together with others.
+    /// The last message of a subject; asked once, together with others.
     pub(super) async fn read(
         &self,
         partition: u32,
         subject: String,
+        freshness: Freshness,
     ) -> Result<Option<StoredMessage>, StoreError> {
         let gone = || StoreError::Unavailable("a read was not answered".to_owned());
         let (answer, answered) = oneshot::channel();
         let read = Read { subject, answer };
-        self.reads[partition as usize].send(read).await.map_err(|_| gone())?;
+        let reads = match freshness {
+            Freshness::Any => &self.reads,
+            Freshness::Now => &self.fresh_reads,
+        };
+        reads[partition as usize].send(read).await.map_err(|_| gone())?;
         answered.await.map_err(|_| gone())?
     }
 
@@ -99,7 +130,7 @@ impl Groups {
 }
 
 /// Makes batches of what waits until nobody can ask any more.
-async fn run(cluster: Arc<Cluster>, stream: String, mut waiting: mpsc::Receiver<Part>) {
+async fn run(cluster: Arc<Cluster>, mut waiting: mpsc::Receiver<Part>) {
     let places = Arc::new(Semaphore::new(UNDER_WAY_MAX));
     let mut carried = None;
     while let Ok(place) = places.clone().acquire_owned().await {
@@ -123,16 +154,21 @@ async fn run(cluster: Arc<Cluster>, stream: String, mut waiting: mpsc::Receiver<
             }
             parts.push(part);
         }
-        let (cluster, stream) = (cluster.clone(), stream.clone());
+        let cluster = cluster.clone();
         tokio::spawn(async move {
-            write(&cluster, &stream, parts).await;
+            write(&cluster, parts).await;
             drop(place);
         });
     }
 }
 
 /// Reads what waits until nobody can ask any more.
-async fn run_reads(cluster: Arc<Cluster>, stream: String, mut waiting: mpsc::Receiver<Read>) {
+async fn run_reads(
+    cluster: Arc<Cluster>,
+    partition: u32,
+    freshness: Freshness,
+    mut waiting: mpsc::Receiver<Read>,
+) {
     let places = Arc::new(Semaphore::new(UNDER_WAY_MAX));
     while let Ok(place) = places.clone().acquire_owned().await {
         let Some(first) = waiting.recv().await else { return };
@@ -142,35 +178,65 @@ async fn run_reads(cluster: Arc<Cluster>, stream: String, mut waiting: mpsc::Rec
         {
             reads.push(read);
         }
-        let (cluster, stream) = (cluster.clone(), stream.clone());
+        let cluster = cluster.clone();
         tokio::spawn(async move {
             let subjects: Vec<_> = reads.iter().map(|read| read.subject.clone()).collect();
-            let told = cluster.wire.last_of_any(&stream, &subjects).await;
-            let mut found: HashMap<_, _> = match told {
-                Ok(messages) => messages.into_iter().map(|it| (it.subject.clone(), it)).collect(),
-                Err(error) => {
-                    for read in reads {
-                        let _ = read.answer.send(Err(error.clone()));
-                    }
-                    return;
-                }
+            let mut told = match freshness {
+                Freshness::Any => read_any(&cluster, partition, &subjects).await,
+                Freshness::Now => read_now(&cluster, partition, subjects).await,
             };
             for read in reads {
-                let _ = read.answer.send(Ok(found.remove(&read.subject)));
+                let _ = read.answer.send(match &mut told {
+                    Ok(found) => Ok(found.remove(&read.subject)),
+                    Err(error) => Err(error.clone()),
+                });
             }
             drop(place);
         });
     }
 }
 
+type Found = HashMap<String, StoredMessage>;
+
+async fn read_any(
+    cluster: &Cluster,
+    partition: u32,
+    subjects: &[String],
+) -> Result<Found, StoreError> {
+    let stream = cluster.names.stream(partition);
+    let messages = cluster.wire.last_of_any(&stream, subjects).await?;
+    Ok(messages.into_iter().map(|message| (message.subject.clone(), message)).collect())
+}
+
+/// Reads what is true at a moment behind all who wait.
+async fn read_now(
+    cluster: &Cluster,
+    partition: u32,
+    mut subjects: Vec<String>,
+) -> Result<Found, StoreError> {
+    let mark = cluster.names.mark(partition);
+    let sequence = cluster.wire.mark(&mark).await?;
+    subjects.push(mark.clone());
+    let start = Instant::now();
+    while start.elapsed() < BEHIND_TIME_MAX {
+        let found = read_any(cluster, partition, &subjects).await?;
+        if found.get(&mark).is_some_and(|mark| mark.sequence >= sequence) {
+            return Ok(found);
+        }
+        // The replica that was asked is behind.
+        sleep(BEHIND_PAUSE).await;
+    }
+    Err(StoreError::Unavailable("a replica does not catch up with its leader".to_owned()))
+}
+
 fn size(part: &Part) -> usize {
     part.writes.iter().map(|write| write.value.len()).sum()
 }
 
-async fn write(cluster: &Cluster, stream: &str, parts: Vec<Part>) {
+async fn write(cluster: &Cluster, parts: Vec<Part>) {
     let (ends, writes) = joined(&parts);
     let count = writes.len() as u64;
-    let written = cluster.wire.write(stream, writes).await;
+    let written = cluster.wire.write(writes).await;
     let is_alone = parts.len() == 1;
     for (part, end) in parts.into_iter().zip(ends) {
         let _ = part.answer.send(match &written {

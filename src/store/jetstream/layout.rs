@@ -199,7 +199,7 @@ async fn write_first(
             return Ok(row);
         }
         let (subject, value) = (subject.clone(), value.clone());
-        let written = wire.write(stream, vec![Write { subject, value, replaces: Some(0) }]).await;
+        let written = wire.write(vec![Write { subject, value, replaces: Some(0) }]).await;
         if start.elapsed() > READY_TIME_MAX {
             let error = format!("the layout could not be written: {written:?}");
             return Err(StoreError::Unavailable(error).into());

@@ -18,7 +18,6 @@ mod feed;
 mod groups;
 mod import;
 mod layout;
-mod lease;
 mod monitor;
 mod names;
 mod patience;
@@ -117,11 +116,8 @@ impl JetStreamStore {
         monitor::check(address).await?;
         let found = layout::check(&wire, address).await?;
         let names = Names::new(&address.prefix, found.partitions);
-        // A stream of one server has one leader, whatever happens.
-        let leases = if found.replicas > 1 { names.leases() } else { Vec::new() };
-        let wire = wire.with_leases(leases);
         let cluster = Arc::new(Cluster::new(wire, names, found.store_id, clock));
-        look(&cluster).await?;
+        let _ = look(&cluster).await;
         let players = Arc::new(Players::new(cluster.clone(), cache_bytes));
         let catalog_changes = watch::Sender::new(());
         let claims = Claims::default();
@@ -161,7 +157,7 @@ impl Drop for JetStreamStore {
 async fn look(cluster: &Cluster) -> Result<(), StoreError> {
     for partition in cluster.partitions() {
         let (stream, subject) = (cluster.names.stream(partition), cluster.names.first(partition));
-        cluster.see(partition, cluster.wire.counts(&stream, &subject).await?.1);
+        cluster.see(partition, cluster.wire.counts_once(&stream, &subject).await?.1);
     }
     Ok(())
 }
@@ -184,8 +180,8 @@ async fn listen(cluster: Arc<Cluster>, changes: watch::Sender<()>) {
                 changes.send_replace(());
             }
             // One partition is as far as its own cursor says.
-            if cluster.names.partitions > 1 && look(&cluster).await.is_err() {
-                continue;
+            if cluster.names.partitions > 1 {
+                let _ = look(&cluster).await;
             }
             tokio::select! {
                 message = heard.next() => if message.is_none() { break },
@@ -370,7 +366,10 @@ impl Store for JetStreamStore {
         title: &Title,
         name: &SubscriptionName,
     ) -> Result<(), SubscriptionError> {
-        subscriptions::delete(&self.cluster, title, name).await
+        let claim = subscriptions::delete(&self.cluster, title, name).await?;
+        // Consumers on other servers end; if they do not hear of it, with their next ack.
+        let _ = self.claims.say(&self.cluster, title, name, claim).await;
+        Ok(())
     }
 
     async fn newer_catalogs(

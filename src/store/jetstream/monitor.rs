@@ -17,7 +17,8 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 /// Largest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
-/// Refuses a cluster of which a server does not sync every write; warns where nobody was asked.
+/// Refuses a cluster of which a server says that it does not sync every write; warns where that is not
+/// known.
 pub(super) async fn check(address: &Address) -> Result<(), EngineError> {
     if address.monitors.is_empty() {
         tracing::warn!(
@@ -29,7 +30,14 @@ pub(super) async fn check(address: &Address) -> Result<(), EngineError> {
     for monitor in &address.monitors {
         let problem = |problem: String| EngineError::Monitor { monitor: monitor.clone(), problem };
         let asked = timeout(ANSWER_TIME_MAX, ask(monitor)).await;
-        let answer = asked.map_err(|_| problem("does not answer".to_owned()))?.map_err(problem)?;
+        let answer = match asked.unwrap_or_else(|_| Err("does not answer".to_owned())) {
+            Ok(answer) => answer,
+            // One server that is away must not keep others from starting.
+            Err(problem) => {
+                tracing::warn!(monitor, problem, "whether this server syncs is not known");
+                continue;
+            }
+        };
         if answer["jetstream"]["config"]["sync_always"] != Value::Bool(true) {
             let name = answer["server_name"].as_str().unwrap_or_default();
             return Err(problem(format!(

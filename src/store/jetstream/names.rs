@@ -6,10 +6,10 @@
 //! | subject | holds |
 //! |---|---|
 //! | `ach.engine` | how the streams are laid out |
-//! | `ach.lease`, `ach.<p>.lease` | nothing; written to know that the leader is one |
 //! | `ach.title.<title>` | which pieces are a title's catalogue |
 //! | `ach.piece.<title>.<n>` | the pieces |
 //! | `ach.<p>.layout` | the same as `ach.engine`; the first message |
+//! | `ach.<p>.mark` | nothing; who has the last one has all that was stored before it |
 //! | `ach.<p>.kv.<title>.<player>` | a player's document, only the last |
 //! | `ach.<p>.ev.<title>` | what happened in the feed, all of it |
 //! | `ach.<p>.feed.<title>` | what is known of the feed beside its events |
@@ -67,9 +67,7 @@ impl Names {
 
     /// Everything in the stream that is shared.
     pub(super) fn shared_subjects(&self) -> Vec<String> {
-        ["engine", "lease", "title.*", "piece.*.*"]
-            .map(|it| format!("{}.{it}", self.prefix))
-            .to_vec()
+        ["engine", "title.*", "piece.*.*"].map(|it| format!("{}.{it}", self.prefix)).to_vec()
     }
 
     /// Everything in a partition.
@@ -81,12 +79,9 @@ impl Names {
         format!("{}.engine", self.prefix)
     }
 
-    /// All streams, each with the subject of its lease.
-    pub(super) fn leases(&self) -> Vec<(String, String)> {
-        let Self { prefix, .. } = self;
-        let partitions = (0..self.partitions)
-            .map(|partition| (self.stream(partition), format!("{prefix}.{partition}.lease")));
-        partitions.chain([(self.shared_stream(), format!("{prefix}.lease"))]).collect()
+    /// Where messages go that say nothing, and tell how far a replica is.
+    pub(super) fn mark(&self, partition: u32) -> String {
+        format!("{}.{partition}.mark", self.prefix)
     }
 
     /// The first message of a partition, so that its first sequence is no event's.

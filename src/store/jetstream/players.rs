@@ -23,8 +23,8 @@ use super::{
     cluster::Cluster,
     document::{Document, Writer},
     draft::{Draft, ResetTold, SetTold, TooMany, settled},
-    groups::{Grouped, Groups},
-    patience::{PATIENCE, Pauses},
+    groups::{Freshness, Grouped, Groups},
+    patience::{PATIENCE, Pauses, patiently},
     wire::{StoredMessage, Write, Written},
 };
 use crate::{
@@ -101,14 +101,6 @@ impl Weighter<PlayerKey, Arc<Known>> for ByBytes {
     }
 }
 
-/// Whose word is asked for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Whose {
-    /// That of this server, or of any replica: a write will show whether it holds.
-    Any,
-    Leader,
-}
-
 /// What became of an attempt to write.
 pub(super) enum Attempt {
     /// It is stored, at this sequence.
@@ -159,13 +151,9 @@ impl Players {
         }
     }
 
-    /// A player's document, as its leader has it.
+    /// A player's document as it is now, whoever wrote it.
     pub(super) async fn read(&self, player: &PlayerKey) -> Result<Known, StoreError> {
-        let Cluster { wire, names, .. } = &*self.cluster;
-        let partition = names.partition(player);
-        let subject = names.document(partition, player);
-        let message = wire.last(&names.stream(partition), &subject).await?;
-        self.known_of(partition, message)
+        patiently!(self.read_once(player, Freshness::Now))
     }
 
     /// Forgets what was known of a player.
@@ -173,16 +161,16 @@ impl Players {
         self.known.remove(player);
     }
 
-    /// The same, asked once; of any replica, where what is read is compared by a write.
-    async fn read_once(&self, player: &PlayerKey, whose: Whose) -> Result<Known, StoreError> {
-        let Cluster { wire, names, .. } = &*self.cluster;
+    /// The same, asked once.
+    async fn read_once(
+        &self,
+        player: &PlayerKey,
+        freshness: Freshness,
+    ) -> Result<Known, StoreError> {
+        let names = &self.cluster.names;
         let partition = names.partition(player);
-        let (stream, subject) = (names.stream(partition), names.document(partition, player));
-        let message = match whose {
-            Whose::Any => self.groups.read(partition, subject).await?,
-            Whose::Leader => wire.last_once(&stream, &subject).await?,
-        };
-        self.known_of(partition, message)
+        let subject = names.document(partition, player);
+        self.known_of(partition, self.groups.read(partition, subject, freshness).await?)
     }
 
     fn known_of(
@@ -269,14 +257,14 @@ impl Players {
         let partition = self.cluster.names.partition(player);
         let mut pauses = Pauses::new(PATIENCE);
         let mut conflicts = 0;
-        let mut whose = Whose::Any;
+        let mut freshness = Freshness::Any;
         loop {
             // Whoever has gone away is not waited for: nothing of theirs was sent yet.
             jobs.retain(|job| job.asked.is_waited_for());
             if jobs.is_empty() {
                 return None;
             }
-            let error = match self.attempt(partition, player, &jobs, whose).await {
+            let error = match self.attempt(partition, player, &jobs, freshness).await {
                 Ok(Done::Told(told, sequence, events)) => {
                     self.answer(player, jobs, told, sequence, events);
                     return None;
@@ -290,7 +278,7 @@ impl Players {
                     return None;
                 }
                 Ok(Done::Again) => {
-                    whose = Whose::Leader;
+                    freshness = Freshness::Now;
                     conflicts += 1;
                     if conflicts <= CONFLICTS_AT_ONCE {
                         continue;
@@ -314,11 +302,11 @@ impl Players {
         partition: u32,
         player: &PlayerKey,
         jobs: &[Job],
-        whose: Whose,
+        freshness: Freshness,
     ) -> Result<Done, StoreError> {
-        let known = match self.known.get(player).filter(|_| whose == Whose::Any) {
+        let known = match self.known.get(player).filter(|_| freshness == Freshness::Any) {
             Some(known) => known,
-            None => Arc::new(self.read_once(player, whose).await?),
+            None => Arc::new(self.read_once(player, freshness).await?),
         };
         let now = self.cluster.now(partition, &player.title).await?;
         let mut trimmed_through = 0;
@@ -333,8 +321,8 @@ impl Players {
         });
         let told: Vec<_> = judged.collect();
         if !draft.is_changed {
-            if whose == Whose::Any {
-                // Nothing will show whether this was the last word: the leader has it.
+            if freshness == Freshness::Any {
+                // Nothing will show whether this was the last word.
                 return Ok(Done::Again);
             }
             return Ok(Done::Told(told, known.sequence, 0));
@@ -347,12 +335,14 @@ impl Players {
             Ok(Attempt::Conflict) => Ok(Done::Again),
             Ok(Attempt::Failed(error)) => Err(error),
             Ok(Attempt::Unknown) => Err(StoreError::OutcomeUnknown),
+            // By what is there now it may fit.
+            Err(TooLarge(_)) if freshness == Freshness::Any => Ok(Done::Again),
             Err(TooLarge(bytes)) => Ok(Done::TooLarge(bytes)),
         }
     }
 
     /// The next write of a document by this server.
-    pub(super) fn next_write(&self) -> Writer {
+    fn next_write(&self) -> Writer {
         Writer { id: self.writer_id, number: self.writes.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 
@@ -372,8 +362,7 @@ impl Players {
         now: EpochSeconds,
     ) -> Result<Attempt, TooLarge> {
         let Draft { mut document, events, .. } = draft;
-        let write =
-            Writer { id: self.writer_id, number: self.writes.fetch_add(1, Ordering::Relaxed) + 1 };
+        let write = self.next_write();
         document.sign(write);
         let subject = self.cluster.names.document(partition, player);
         let value = document.encode(&subject, events.len());
@@ -406,7 +395,6 @@ impl Players {
         write: Writer,
         based_on: u64,
     ) -> Attempt {
-        let stream = self.cluster.names.stream(partition);
         let mut pauses = Pauses::new(PATIENCE);
         let mut is_unknown = false;
         // With others at first; whatever is then not clear is cleared up by itself.
@@ -414,9 +402,7 @@ impl Players {
         loop {
             let written = match grouped.take() {
                 Some(Grouped::Written(written)) => written,
-                Some(Grouped::Alone) | None => {
-                    self.cluster.wire.write(&stream, writes.clone()).await
-                }
+                Some(Grouped::Alone) | None => self.cluster.wire.write(writes.clone()).await,
             };
             match written {
                 Written::Stored(sequence) => return Attempt::Stored(sequence),

@@ -2,7 +2,7 @@
 //! who is written meanwhile moves to the end of that, and is met again there.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
     time::{Duration, Instant},
@@ -156,24 +156,34 @@ pub(super) async fn count_players(
     Ok(found.len() as u64)
 }
 
-/// Players who were met while counting: whoever is written meanwhile is met again. A bit a player, in
-/// 16 MiB however many they are, so a few of those who are written for the first time meanwhile may be
-/// left out: of 10 million players, one in thirteen of them.
+/// Players who were met while counting: whoever is written meanwhile may be met again. Of the first
+/// million it is known for sure; of others by a bit each, in 16 MiB however many they are, so a few of
+/// those who are written for the first time meanwhile may be left out: of 10 million players, one in
+/// thirteen of them.
 #[derive(Default)]
 struct Met {
+    first: HashSet<u64>,
     bits: Vec<u64>,
 }
 
 impl Met {
+    const FIRST_MAX: usize = 1_000_000;
     const BITS: u64 = 1 << 27;
 
     fn is_new(&mut self, player: &PlayerId, is_late: bool) -> bool {
+        let mut hasher = DefaultHasher::new();
+        player.hash(&mut hasher);
+        let hash = hasher.finish();
+        if self.first.contains(&hash) {
+            return false;
+        }
+        if self.first.len() < Self::FIRST_MAX {
+            return self.first.insert(hash);
+        }
         if self.bits.is_empty() {
             self.bits.resize(usize::try_from(Self::BITS / 64).unwrap_or(1), 0);
         }
-        let mut hasher = DefaultHasher::new();
-        player.hash(&mut hasher);
-        let bit = hasher.finish() % Self::BITS;
+        let bit = hash % Self::BITS;
         let word = &mut self.bits[usize::try_from(bit / 64).unwrap_or(0)];
         let mask = 1 << (bit % 64);
         let is_met = *word & mask != 0;

@@ -75,12 +75,12 @@ pub(super) async fn all(cluster: &Cluster, title: &Title) -> Result<Vec<Subscrip
     Ok(subscriptions)
 }
 
-/// Forgets a subscription.
+/// Forgets a subscription; tells a number above all of its claims.
 pub(super) async fn delete(
     cluster: &Cluster,
     title: &Title,
     name: &SubscriptionName,
-) -> Result<(), SubscriptionError> {
+) -> Result<u64, SubscriptionError> {
     let stream = cluster.names.stream(cluster.names.home(title));
     let subject = cluster.names.subscription(title, name);
     let message = cluster.wire.last(&stream, &subject).await?;
@@ -90,16 +90,17 @@ pub(super) async fn delete(
         match cluster.wire.last(&stream, &subject).await? {
             // It was moved meanwhile.
             Some(message) => through = message.sequence,
-            None => return Ok(()),
+            None => return Ok(count(cluster, title).await?.1),
         }
     }
 }
 
-async fn count(cluster: &Cluster, title: &Title) -> Result<usize, StoreError> {
+/// How many there are, and the last sequence of their partition.
+async fn count(cluster: &Cluster, title: &Title) -> Result<(usize, u64), StoreError> {
     let (stream, subjects) =
         (cluster.names.stream(cluster.names.home(title)), cluster.names.subscriptions(title));
-    let (counts, _) = cluster.wire.counts(&stream, &subjects).await?;
-    Ok(counts.len())
+    let (counts, last) = cluster.wire.counts(&stream, &subjects).await?;
+    Ok((counts.len(), last))
 }
 
 /// What becomes of a subscription.
@@ -121,7 +122,7 @@ impl Move {
         row: Option<&SubscriptionPartsRow>,
     ) -> Result<(Places, bool), SubscriptionError> {
         let is_there = row.is_some();
-        if !is_there && count(cluster, title).await? >= SUBSCRIPTIONS_MAX {
+        if !is_there && count(cluster, title).await?.0 >= SUBSCRIPTIONS_MAX {
             return Err(match self {
                 Self::Forward(..) => SubscriptionError::NotFound,
                 Self::Open(_) | Self::Make(_) => SubscriptionError::TooMany,
@@ -168,7 +169,12 @@ pub(super) async fn change(
             Some(row) if !is_moved => return Ok(row),
             row => row,
         };
-        let claim = if let Move::Open(_) = to { claim + 1 } else { claim };
+        let claim = match (to, &row) {
+            // Above all claims of one of that name before.
+            (Move::Open(_), None) => count(cluster, title).await?.1 + 1,
+            (Move::Open(_), Some(_)) => claim + 1,
+            _ => claim,
+        };
         let row = match row {
             // Only the claim is another.
             Some(row) if row.sequences == sequences => SubscriptionPartsRow { claim, ..row },
@@ -184,7 +190,7 @@ pub(super) async fn change(
             value: Bytes::from(frame::encode(subject.as_bytes(), &row)),
             replaces: Some(message.map_or(0, |message| message.sequence)),
         };
-        match cluster.wire.write(&stream, vec![write]).await {
+        match cluster.wire.write(vec![write]).await {
             Written::Stored(_) => return Ok(row),
             // Read anew it shows what became of it.
             Written::Unknown => is_unknown = true,

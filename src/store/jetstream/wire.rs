@@ -3,8 +3,8 @@
 use std::{fmt::Display, sync::Arc, time::Duration};
 
 use async_nats::{
-    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestError, RequestErrorKind,
-    ServerAddr, StatusCode,
+    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind, ServerAddr,
+    StatusCode,
     jetstream::{
         self, Context, ContextBuilder,
         message::StreamMessage,
@@ -22,7 +22,6 @@ use tokio::{
 
 use super::{
     Address,
-    lease::Leases,
     patience::{PATIENCE, Pauses, patiently},
 };
 use crate::store::{StoreError, StoreHealth, crash_point::crash_point};
@@ -45,7 +44,7 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 /// Pause before the next attempt to connect, at most.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(250);
 
-/// How long leaders may be silent before this server looks for another NATS server.
+/// How long writes may have no answer before this server connects anew.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 
 /// Messages that wait to be written to the connection.
@@ -63,16 +62,8 @@ pub(super) struct Wire {
     client: Client,
     reads: Context,
     pub(super) context: Context,
-    leases: Arc<Leases>,
-    reached: Arc<Reached>,
-}
-
-/// When leaders last answered to writes and to reads, and when this server last looked for another
-/// NATS server.
-struct Reached {
-    writes: Mutex<Instant>,
-    reads: Mutex<Instant>,
-    moved: Mutex<Instant>,
+    /// Since when writes have had no answer.
+    silent_since: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A message to store.
@@ -176,68 +167,22 @@ impl Wire {
         let mut context = jetstream::new(client.clone());
         context.set_timeout(ANSWER_TIME_MAX);
         let reads = ContextBuilder::new().timeout(READ_TIME_MAX).build(client.clone());
-        let now = || Mutex::new(Instant::now());
-        let reached = Arc::new(Reached { writes: now(), reads: now(), moved: now() });
-        Ok(Self { client, reads, context, leases: Arc::new(Leases::new([])), reached })
+        Ok(Self { client, reads, context, silent_since: Arc::default() })
     }
 
-    /// The same, with reads of these streams that are never stale; each has a subject for that.
-    pub(super) fn with_leases(self, streams: Vec<(String, String)>) -> Self {
-        Self { leases: Arc::new(Leases::new(streams)), ..self }
-    }
-
-    /// Where no leader has answered for a while: the NATS server that this is connected to may be cut
-    /// off from the others. Another one may not be.
-    fn silent(&self, reached: &Mutex<Instant>) {
-        let is_long = |since: &Mutex<Instant>| since.lock().elapsed() > SILENCE_MAX;
-        if is_long(reached) && is_long(&self.reached.moved) {
-            *self.reached.moved.lock() = Instant::now();
-            tracing::warn!("no leader answers; connecting to another NATS server");
+    /// Notes whether a majority answered. Where it has not for a while, the NATS server that this is
+    /// connected to may be cut off from the others; another one may not be.
+    fn reached(&self, is_answered: bool) {
+        let mut silent_since = self.silent_since.lock();
+        if is_answered {
+            *silent_since = None;
+            return;
+        }
+        if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE_MAX {
+            *silent_since = None;
+            tracing::warn!("nobody answers to writes; connecting to a NATS server anew");
             let client = self.client.clone();
             tokio::spawn(async move { client.force_reconnect().await });
-        }
-    }
-
-    /// Until when what a stream's leader reads is the truth; writes something first, where nobody
-    /// has of late.
-    async fn lease(&self, stream: &str) -> Result<Option<Instant>, StoreError> {
-        let Some(lease) = self.leases.of(stream) else { return Ok(None) };
-        if let Some(until) = self.leases.until(lease) {
-            return Ok(Some(until));
-        }
-        let _renewing = lease.renewing.lock().await;
-        // Whoever came first has done it for all.
-        if let Some(until) = self.leases.until(lease) {
-            return Ok(Some(until));
-        }
-        let headers = rollup();
-        let sent = Instant::now();
-        let request = Request::new().headers(headers);
-        match self.answer(self.client.send_request(lease.subject.clone(), request).await) {
-            Written::Stored(_) => self.leases.renew(stream, sent),
-            other => return Err(unavailable(format!("{stream} has no leader: {other:?}"))),
-        }
-        self.leases.until(lease).map(Some).ok_or_else(|| unavailable("a lease came too late"))
-    }
-
-    /// What a leader answered to a read; nothing, where its lease had run out by then.
-    fn answered<T>(
-        &self,
-        until: Option<Instant>,
-        told: Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        match told {
-            Ok(_) if until.is_some_and(|until| Instant::now() >= until) => {
-                Err(unavailable("the answer came too late to be sure of"))
-            }
-            Ok(told) => {
-                *self.reached.reads.lock() = Instant::now();
-                Ok(told)
-            }
-            Err(error) => {
-                self.silent(&self.reached.reads);
-                Err(error)
-            }
         }
     }
 
@@ -276,9 +221,8 @@ impl Wire {
         subject: &str,
     ) -> Result<Option<StoredMessage>, StoreError> {
         let handle = self.reads.get_stream_no_info(stream).await.map_err(unavailable)?;
-        let until = self.lease(stream).await?;
-        let found = found_or_none(handle.get_last_raw_message_by_subject(subject).await);
-        self.answered(until, found)
+        let found = in_time(handle.get_last_raw_message_by_subject(subject)).await?;
+        found_or_none(found)
     }
 
     /// The last message of each of some subjects, as any replica has it: it may be a moment behind.
@@ -316,10 +260,10 @@ impl Wire {
         asked: &Value,
     ) -> Result<async_nats::Subscriber, StoreError> {
         let inbox = self.client.new_inbox();
-        let replies = self.client.subscribe(inbox.clone()).await.map_err(unavailable)?;
+        let replies = in_time(self.client.subscribe(inbox.clone())).await?.map_err(unavailable)?;
         let api = format!("$JS.API.DIRECT.GET.{stream}");
         let asked = Bytes::from(asked.to_string());
-        let sent = self.client.publish_with_reply(api, inbox, asked).await;
+        let sent = in_time(self.client.publish_with_reply(api, inbox, asked)).await?;
         sent.map_err(unavailable)?;
         Ok(replies)
     }
@@ -341,10 +285,8 @@ impl Wire {
         from: u64,
     ) -> Result<Option<StoredMessage>, StoreError> {
         let handle = self.reads.get_stream_no_info(stream).await.map_err(unavailable)?;
-        let until = self.lease(stream).await?;
         let asked = handle.raw_message_builder().sequence(from).next_by_subject(subject);
-        let found = found_or_none(asked.send().await);
-        self.answered(until, found)
+        found_or_none(in_time(asked.send()).await?)
     }
 
     /// Messages of a subject from a sequence on, as any replica has them: it may be a moment
@@ -391,48 +333,54 @@ impl Wire {
         }
     }
 
-    /// Stores all or none in a stream, in their order.
-    pub(super) async fn write(&self, stream: &str, mut writes: Vec<Write>) -> Written {
+    /// Stores all or none, in their order; all are of one stream.
+    pub(super) async fn write(&self, mut writes: Vec<Write>) -> Written {
         let last = writes.pop().expect("there is something to write");
         let id = format!("{:032x}", fastrand::u128(..));
         let batch = (!writes.is_empty()).then_some((id, writes.len() + 1));
         for (number, write) in (1..).zip(writes) {
             let (id, _) = batch.as_ref().expect("it has several messages");
             let headers = headers(&write, Some((id, number)));
-            let sent = self.client.publish_with_headers(write.subject, headers, write.value).await;
-            if let Err(error) = sent {
-                // The last is not sent, so none is stored.
-                return Written::NotNow(error.to_string());
+            let sent = self.client.publish_with_headers(write.subject, headers, write.value);
+            // Where the last is not sent, none is stored.
+            match in_time(sent).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Written::NotNow(error.to_string()),
+                Err(error) => return Written::NotNow(error.to_string()),
             }
+            // What a crash leaves behind is to be a message that was sent.
+            #[cfg(feature = "failpoints")]
+            let _ = self.client.flush().await;
             crash_point!("batch-begun");
         }
         let mut headers = headers(&last, batch.as_ref().map(|(id, count)| (&**id, *count)));
         if batch.is_some() {
             headers.insert("Nats-Batch-Commit", "1");
         }
-        let sent = Instant::now();
         let request = Request::new().headers(headers).payload(last.value);
-        let written = self.answer(self.client.send_request(last.subject, request).await);
-        if let Written::Stored(_) = written {
-            self.leases.renew(stream, sent);
-        }
-        written
+        self.send(last.subject, request).await
     }
 
-    /// What became of a write.
-    fn answer(&self, told: Result<Message, RequestError>) -> Written {
-        let written = match told {
-            Ok(reply) => said(&reply),
-            Err(error) => match error.kind() {
+    /// Writes a message that says nothing, after all that is there; tells its sequence.
+    pub(super) async fn mark(&self, subject: &str) -> Result<u64, StoreError> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Rollup", "sub");
+        match self.send(subject.to_owned(), Request::new().headers(headers)).await {
+            Written::Stored(sequence) => Ok(sequence),
+            other => Err(unavailable(format!("{subject} could not be written: {other:?}"))),
+        }
+    }
+
+    async fn send(&self, subject: String, request: Request) -> Written {
+        let written = match in_time(self.client.send_request(subject, request)).await {
+            Ok(Ok(reply)) => said(&reply),
+            Ok(Err(error)) => match error.kind() {
                 RequestErrorKind::TimedOut | RequestErrorKind::Other => Written::Unknown,
                 _ => Written::NotNow(error.to_string()),
             },
+            Err(_) => Written::Unknown,
         };
-        match written {
-            Written::Stored(_) => *self.reached.writes.lock() = Instant::now(),
-            Written::Unknown | Written::NotNow(_) => self.silent(&self.reached.writes),
-            Written::Conflict | Written::UnderWay => {}
-        }
+        self.reached(written != Written::Unknown);
         written
     }
 
@@ -453,8 +401,8 @@ impl Wire {
         through: u64,
     ) -> Result<u64, StoreError> {
         let stream = self.stream(stream).await?;
-        let purged = stream.purge().filter(subject).sequence(through + 1).await;
-        match purged {
+        let purge = stream.purge().filter(subject).sequence(through + 1);
+        match in_time(purge.into_future()).await? {
             Ok(purged) => Ok(purged.purged),
             Err(error) => match error.kind() {
                 PurgeErrorKind::JetStream(error) => Err(StoreError::Failed(error.to_string())),
@@ -471,7 +419,7 @@ impl Wire {
     async fn delete_once(&self, stream: &str, sequence: u64) -> Result<bool, StoreError> {
         let api = format!("STREAM.MSG.DELETE.{stream}");
         let asked = json!({ "seq": sequence });
-        let answer: Result<Value, _> = self.context.request(api, &asked).await;
+        let answer = in_time(self.context.request::<_, _, Value>(api, &asked)).await?;
         let answer = answer.map_err(unavailable)?;
         match answer["error"]["err_code"].as_u64() {
             None => Ok(true),
@@ -497,12 +445,11 @@ impl Wire {
         subjects: &str,
     ) -> Result<(Vec<(String, u64)>, u64), StoreError> {
         let handle = self.stream(stream).await?;
-        let until = self.lease(stream).await?;
-        let counted = handle.info_with_subjects(subjects).await.map_err(unavailable);
-        let mut counted = self.answered(until, counted)?;
+        let counted = in_time(handle.info_with_subjects(subjects)).await?;
+        let mut counted = counted.map_err(unavailable)?;
         let last_sequence = counted.info.state.last_sequence;
         let mut counts = Vec::new();
-        while let Some(count) = counted.next().await {
+        while let Some(count) = in_time(counted.next()).await? {
             let (subject, count) = count.map_err(unavailable)?;
             counts.push((subject, count as u64));
         }
@@ -514,7 +461,7 @@ impl Wire {
         &self,
         subject: String,
     ) -> Result<async_nats::Subscriber, StoreError> {
-        let listening = self.client.subscribe(subject).await.map_err(unavailable)?;
+        let listening = in_time(self.client.subscribe(subject)).await?.map_err(unavailable)?;
         // Told to the server before this returns.
         let flushed = timeout(READ_TIME_MAX, self.client.flush()).await;
         flushed.map_err(unavailable)?.map_err(unavailable)?;
@@ -523,8 +470,15 @@ impl Wire {
 
     /// Says something to whoever listens.
     pub(super) async fn say(&self, subject: String, value: Bytes) -> Result<(), StoreError> {
-        self.client.publish(subject, value).await.map_err(unavailable)
+        in_time(self.client.publish(subject, value)).await?.map_err(unavailable)
     }
+}
+
+/// The connection's own queue has no time of its own: it may be full for as long as nothing can be
+/// sent.
+async fn in_time<T>(asked: impl Future<Output = T>) -> Result<T, StoreError> {
+    const TIME_MAX: Duration = Duration::from_secs(3);
+    timeout(TIME_MAX, asked).await.map_err(|_| unavailable("there was no answer in time"))
 }
 
 fn found_or_none(
@@ -537,12 +491,6 @@ fn found_or_none(
             _ => Err(unavailable(error)),
         },
     }
-}
-
-fn rollup() -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert("Nats-Rollup", "sub");
-    headers
 }
 
 fn headers(write: &Write, batch: Option<(&str, usize)>) -> HeaderMap {
