@@ -1,6 +1,13 @@
 //! Several servers on one JetStream cluster: one service, whichever of them is asked.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use accolade::proto::v1::{
     ConsumeCompletionsRequest, ConsumeCompletionsResponse, ListCompletionsRequest,
@@ -8,6 +15,7 @@ use accolade::proto::v1::{
     consume_completions_response::Event as Consumed, watch_completions_response::Event,
 };
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::support::{
@@ -261,6 +269,47 @@ async fn a_consumer_on_one_server_takes_over_from_one_on_another() {
         }
     };
     assert_eq!(reason(&ended), "SUBSCRIPTION_TAKEN_OVER");
+}
+
+/// A document is replaced with every set; whoever reads it meanwhile must not look between two.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_written_all_the_time_is_never_read_as_older_or_missing() {
+    const SETS: usize = 1500;
+    const READERS: usize = 4;
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    init(&url, "1", "1");
+    let dir = TempDir::new().unwrap();
+    let start = |name: &str| Server::start_on(&url, &dir.path().join(name), &[]);
+    let (a, b) = (start("a.log"), start("b.log"));
+    a.apply("t", &[("n", 1 << 40)]).await;
+    wait_for_title(&b, "t").await;
+    let written = Arc::new(AtomicI64::new(0));
+    let mut readers = JoinSet::new();
+    for n in 0..READERS {
+        let mut client = [&a, &b][n % 2].storage().await;
+        let written = written.clone();
+        readers.spawn(async move {
+            let mut reads = 0;
+            loop {
+                let before = written.load(Ordering::SeqCst);
+                let records = get(&mut client, "t", "hot").await;
+                let version = records.first().map_or(0, |record| record.version);
+                assert!(version >= before, "version {before} was told, and {version} read");
+                reads += 1;
+                if before >= i64::try_from(SETS).unwrap() {
+                    return reads;
+                }
+            }
+        });
+    }
+    let mut client = b.storage().await;
+    for _ in 0..SETS {
+        let answer = set(&mut client, delta("t", "hot", "n", 1)).await;
+        written.store(answer.updated.unwrap().version, Ordering::SeqCst);
+    }
+    let reads: usize = readers.join_all().await.into_iter().sum();
+    assert!(reads > SETS / 2, "{reads} reads");
 }
 
 /// How often each player completes and is reset.

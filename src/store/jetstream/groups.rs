@@ -8,7 +8,11 @@
 //! A batch with several players is stored wholly or not at all. Where one of them was written by
 //! another server meanwhile, it is refused, and each is then written by itself.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
@@ -180,14 +184,16 @@ async fn run_reads(
         }
         let cluster = cluster.clone();
         tokio::spawn(async move {
-            let subjects: Vec<_> = reads.iter().map(|read| read.subject.clone()).collect();
-            let mut told = match freshness {
+            let subjects: BTreeSet<_> = reads.iter().map(|read| read.subject.clone()).collect();
+            let subjects: Vec<_> = subjects.into_iter().collect();
+            let told = match freshness {
                 Freshness::Any => read_any(&cluster, partition, &subjects).await,
                 Freshness::Now => read_now(&cluster, partition, subjects).await,
             };
             for read in reads {
-                let _ = read.answer.send(match &mut told {
-                    Ok(found) => Ok(found.remove(&read.subject)),
+                let _ = read.answer.send(match &told {
+                    // Several may ask for the same.
+                    Ok(found) => Ok(found.get(&read.subject).cloned()),
                     Err(error) => Err(error.clone()),
                 });
             }
@@ -220,13 +226,30 @@ async fn read_now(
     let start = Instant::now();
     while start.elapsed() < BEHIND_TIME_MAX {
         let found = read_any(cluster, partition, &subjects).await?;
-        if found.get(&mark).is_some_and(|mark| mark.sequence >= sequence) {
+        let has_mark = found.get(&mark).is_some_and(|mark| mark.sequence >= sequence);
+        if has_mark && all_are_there(cluster, &mark, &subjects, &found).await? {
             return Ok(found);
         }
-        // The replica that was asked is behind.
+        // The replica that was asked is behind, or something was replaced just then.
         sleep(BEHIND_PAUSE).await;
     }
     Err(StoreError::Unavailable("a replica does not catch up with its leader".to_owned()))
+}
+
+/// Whether what was not found is not there. A document is replaced with every write, and who reads it
+/// at that moment may see neither; so silence is no proof. A write is, which asks for it.
+async fn all_are_there(
+    cluster: &Cluster,
+    mark: &str,
+    subjects: &[String],
+    found: &Found,
+) -> Result<bool, StoreError> {
+    for subject in subjects.iter().filter(|subject| !found.contains_key(*subject)) {
+        if !cluster.wire.mark_without(mark, subject).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn size(part: &Part) -> usize {

@@ -371,6 +371,23 @@ impl Wire {
         }
     }
 
+    /// The same, if another subject of the stream has no message; tells whether that is so.
+    pub(super) async fn mark_without(
+        &self,
+        subject: &str,
+        without: &str,
+    ) -> Result<bool, StoreError> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Rollup", "sub");
+        headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
+        headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", without);
+        match self.send(subject.to_owned(), Request::new().headers(headers)).await {
+            Written::Stored(_) => Ok(true),
+            Written::Conflict | Written::UnderWay => Ok(false),
+            other => Err(unavailable(format!("{subject} could not be written: {other:?}"))),
+        }
+    }
+
     async fn send(&self, subject: String, request: Request) -> Written {
         let written = match in_time(self.client.send_request(subject, request)).await {
             Ok(Ok(reply)) => said(&reply),
