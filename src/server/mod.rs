@@ -88,8 +88,10 @@ const PENDING_RESET_STREAMS_MAX: usize = 100;
 /// defence against provoked resets (CVE-2025-8671).
 const LOCAL_RESET_STREAMS_MAX: usize = 1024;
 
-/// How often the old ends of feeds are trimmed.
+/// How often the old ends of feeds are trimmed; on a cluster each server does so, and asks for each
+/// title over the network.
 const RETENTION_INTERVAL: time::Duration = time::Duration::from_secs(1);
+const RETENTION_INTERVAL_ON_A_CLUSTER: time::Duration = time::Duration::from_secs(30);
 
 pub use self::{
     reload::{TokensFileError, read_tokens},
@@ -418,7 +420,10 @@ async fn follow_health(store: Arc<dyn Store>, health: HealthReporter) {
 }
 
 async fn trim_feeds(store: Arc<dyn Store>, catalogs: Catalogs, settings: Settings) {
-    let mut interval = time::interval(RETENTION_INTERVAL);
+    let mut interval = time::interval(match settings.store {
+        Some(_) => RETENTION_INTERVAL_ON_A_CLUSTER,
+        None => RETENTION_INTERVAL,
+    });
     interval.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;

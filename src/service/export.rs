@@ -305,8 +305,8 @@ impl Feed<'_> {
         self.store.reaches(self.title, &self.cursor, cursor)
     }
 
-    /// Whether all events of a player's records were given. One that is gone, by an erasure that was
-    /// cut short, keeps its place only in a store that numbers events.
+    /// Whether all events of a player's records were given. One that is gone, by an erasure that
+    /// was cut short, keeps its place only in a store that numbers events.
     async fn has_all_of(
         &self,
         player: &PlayerKey,

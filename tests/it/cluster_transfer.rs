@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::{
     admin::{reset, started, take_back},
     cluster::init,
-    support::{Server, accolade, get, nats::Nats, set, text},
+    support::{Server, accolade, delta, get, nats::Nats, set, text},
     sync::sync,
     transfer::{complete_many, exported, fill, late_ones, refund, with_hat},
 };
@@ -28,9 +28,7 @@ async fn contents(server: &Server) -> Contents {
     for item in exported(server, "t", "").await.unwrap() {
         match item {
             Item::Record(mut it) => {
-                it.completion_position = it.completion_position.min(1);
                 it.past.iter_mut().for_each(|event| event.position = 0);
-                // 0 stands for a place that is not known, and for one that is not there.
                 it.completion_position = 0;
                 contents.records.insert((it.player_id.clone(), it.achievement_id.clone()), it);
             }
@@ -129,6 +127,31 @@ async fn moves_to_a_cluster_and_back(partitions: &str) {
         assert_eq!(done.updated.unwrap().version, 2);
         assert_eq!(get(&mut server.storage().await, "t", "b").await[0].version, 2);
     }
+}
+
+/// A backup of a cluster is one of all its titles, and makes a folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_a_cluster_becomes_a_folder() {
+    let (source, _source_dir) = started().await;
+    fill(&source).await;
+    let expected = contents(&source).await;
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    init(&url, "4", "1");
+    let dir = TempDir::new().unwrap();
+    let server = Server::start_on(&url, &dir.path().join("a.log"), &[]);
+    moved(&source, &server, &dir.path().join("there.jsonl"));
+    server.apply("u", &[("x", 5)]).await;
+    set(&mut server.storage().await, delta("u", "p", "x", 2)).await;
+
+    let (file, folder) = (dir.path().join("all.backup"), dir.path().join("restored"));
+    run(&["backup", "--server", &server.url(), file.to_str().unwrap()]);
+    let told = run(&["restore", file.to_str().unwrap(), folder.to_str().unwrap()]);
+    assert!(told.starts_with("restored 2 titles"), "{told}");
+    let restored = Server::start(&folder, &[]);
+    assert_eq!(contents(&restored).await, expected);
+    assert_eq!(get(&mut restored.storage().await, "u", "p").await[0].progress, 2);
+    assert!(set(&mut restored.storage().await, with_hat()).await.replayed);
 }
 
 fn expected_events(contents: &Contents) -> i64 {

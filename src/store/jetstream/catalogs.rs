@@ -135,8 +135,8 @@ pub(super) async fn replace(
         match cluster.wire.write(writes).await {
             Written::Stored(sequence) => break sequence,
             // Read anew, the head shows what became of it.
-            Written::Unknown => is_unknown = true,
-            Written::Conflict | Written::UnderWay | Written::NotNow(_) => {}
+            Written::Unknown(_) | Written::Conflict => is_unknown = true,
+            Written::NotSent(_) => {}
         }
         if !pauses.wait().await {
             let error = StoreError::Unavailable("the catalogue could not be written".to_owned());

@@ -306,8 +306,8 @@ async fn write_row(
     match cluster.wire.write(vec![write]).await {
         Written::Stored(_) => Ok(true),
         // Where it was stored, whoever reads it anew sees that.
-        Written::Conflict | Written::UnderWay | Written::Unknown => Ok(false),
-        Written::NotNow(error) => Err(StoreError::Unavailable(error)),
+        Written::Conflict | Written::Unknown(_) => Ok(false),
+        Written::NotSent(error) => Err(StoreError::Unavailable(error)),
     }
 }
 

@@ -34,8 +34,7 @@ const BYTES_MAX: usize = 1 << 20;
 /// Most subjects that are read together, of the 1024 that JetStream takes.
 const READS_MAX: usize = 64;
 
-/// Batches, and reads, of a partition under way. While they are, the next one
-/// grows.
+/// Batches, and reads, of a partition under way. While they are, the next one grows.
 const UNDER_WAY_MAX: usize = 4;
 
 /// Pause before a replica that is behind is asked again, and how long to ask.
@@ -50,7 +49,7 @@ const WAITING_MAX: usize = 4096;
 pub(super) enum Grouped {
     /// As if it had been a batch of its own; [`Written::Stored`] has the sequence of its last message.
     Written(Written),
-    /// It is not stored, and is to be written by itself.
+    /// The batch was refused for one of its parts. It is to be written by itself, and may be stored.
     Alone,
 }
 
@@ -127,7 +126,7 @@ impl Groups {
         let (answer, answered) = oneshot::channel();
         let part = Part { writes, answer };
         match self.partitions[partition as usize].send(part).await {
-            Ok(()) => answered.await.unwrap_or(Grouped::Written(Written::Unknown)),
+            Ok(()) => answered.await.unwrap_or(Grouped::Alone),
             Err(_) => Grouped::Alone,
         }
     }
@@ -266,7 +265,7 @@ async fn write(cluster: &Cluster, parts: Vec<Part>) {
             Written::Stored(sequence) => {
                 Grouped::Written(Written::Stored(sequence - (count - end)))
             }
-            Written::Conflict | Written::UnderWay if !is_alone => Grouped::Alone,
+            Written::Conflict if !is_alone => Grouped::Alone,
             other => Grouped::Written(other.clone()),
         });
     }

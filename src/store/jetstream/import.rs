@@ -270,11 +270,10 @@ impl<'a> Step<'a> {
                     cluster.note(partition, title, sequence - after_events, newest_stored_at);
                 }
                 Written::Stored(_) => {}
-                Written::Conflict | Written::UnderWay => {
+                Written::Conflict => {
                     return Ok(Some("players are written meanwhile".to_owned()));
                 }
-                Written::NotNow(error) => return Ok(Some(error)),
-                Written::Unknown => return Ok(Some("a batch had no answer".to_owned())),
+                Written::NotSent(error) | Written::Unknown(error) => return Ok(Some(error)),
             }
         }
         Ok(None)

@@ -396,9 +396,10 @@ impl Players {
         based_on: u64,
     ) -> Attempt {
         let mut pauses = Pauses::new(PATIENCE);
-        let mut is_unknown = false;
         // With others at first; whatever is then not clear is cleared up by itself.
-        let mut grouped = Some(self.groups.write(partition, writes.clone()).await);
+        let grouped = self.groups.write(partition, writes.clone()).await;
+        let mut is_unknown = grouped == Grouped::Alone;
+        let mut grouped = Some(grouped);
         loop {
             let written = match grouped.take() {
                 Some(Grouped::Written(written)) => written,
@@ -406,9 +407,16 @@ impl Players {
             };
             match written {
                 Written::Stored(sequence) => return Attempt::Stored(sequence),
-                Written::Conflict | Written::UnderWay if !is_unknown => return Attempt::Conflict,
+                Written::NotSent(error) if !is_unknown => {
+                    return Attempt::Failed(StoreError::Unavailable(error));
+                }
+                Written::NotSent(_) => {}
+                Written::Unknown(why) => {
+                    tracing::debug!(why, "a write has no sure answer; it is sent again");
+                    is_unknown = true;
+                }
                 Written::Conflict => match self.read(player).await {
-                    // An earlier copy was stored.
+                    // It was stored: this copy, by another leader, or an earlier one.
                     Ok(known) if known.document.has(write) => {
                         return match known.document.is_by(write) {
                             true => Attempt::Stored(known.sequence),
@@ -417,16 +425,10 @@ impl Players {
                     }
                     // No copy was, or ever will be: the sequence it is based on is gone.
                     Ok(known) if known.is_beyond(based_on) => return Attempt::Conflict,
-                    // Whoever was asked is behind.
-                    Ok(_) => {}
+                    // Whoever refused it is behind, and somebody else may store it.
+                    Ok(_) => is_unknown = true,
                     Err(_) => return Attempt::Unknown,
                 },
-                Written::NotNow(error) if !is_unknown => {
-                    return Attempt::Failed(StoreError::Unavailable(error));
-                }
-                // What is under way may be an earlier copy.
-                Written::UnderWay | Written::NotNow(_) => {}
-                Written::Unknown => is_unknown = true,
             }
             if !pauses.wait().await {
                 return Attempt::Unknown;

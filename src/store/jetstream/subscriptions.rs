@@ -193,8 +193,8 @@ pub(super) async fn change(
         match cluster.wire.write(vec![write]).await {
             Written::Stored(_) => return Ok(row),
             // Read anew it shows what became of it.
-            Written::Unknown => is_unknown = true,
-            Written::Conflict | Written::UnderWay | Written::NotNow(_) => {}
+            Written::Unknown(_) | Written::Conflict => is_unknown = true,
+            Written::NotSent(_) => {}
         }
         if !pauses.wait().await {
             let error = StoreError::Unavailable("a subscription could not be written".to_owned());

@@ -50,11 +50,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(4);
 /// Messages that wait to be written to the connection.
 const WAITING_MAX: usize = 8192;
 
-/// Codes of JetStream: the subject has another last sequence; a write of it is under way, which may
-/// be one of ours; the stream could not store what a majority may have taken.
+/// JetStream's code for: the subject has another last sequence.
 const WRONG_SEQUENCE: u64 = 10071;
-const UNDER_WAY: u64 = 10164;
-const STORE_FAILED: u64 = 10077;
 
 /// A connection to a cluster; found anew where it breaks. Cloning shares it.
 #[derive(Clone)]
@@ -76,19 +73,18 @@ pub(super) struct Write {
     pub(super) replaces: Option<u64>,
 }
 
-/// What became of writes.
+/// What was heard of writes. While a leader that was cut off still takes itself for one, it may refuse
+/// what the other one stores: so only an acknowledgement is certain, and that nobody was there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Written {
     /// All are stored, the last at this sequence, the others right before it.
     Stored(u64),
-    /// None is: a subject has another last sequence.
+    /// Somebody says that a subject has another last sequence.
     Conflict,
-    /// None is: a subject is being written, perhaps by what was sent before.
-    UnderWay,
-    /// None is, for a reason that may pass.
-    NotNow(String),
-    /// Nobody answered.
-    Unknown,
+    /// None is: they reached nobody.
+    NotSent(String),
+    /// Nobody knows.
+    Unknown(String),
 }
 
 /// A page of a subject's messages.
@@ -345,8 +341,8 @@ impl Wire {
             // Where the last is not sent, none is stored.
             match in_time(sent).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => return Written::NotNow(error.to_string()),
-                Err(error) => return Written::NotNow(error.to_string()),
+                Ok(Err(error)) => return Written::NotSent(error.to_string()),
+                Err(error) => return Written::NotSent(error.to_string()),
             }
             // What a crash leaves behind is to be a message that was sent.
             #[cfg(feature = "failpoints")]
@@ -383,7 +379,7 @@ impl Wire {
         headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", without);
         match self.send(subject.to_owned(), Request::new().headers(headers)).await {
             Written::Stored(_) => Ok(true),
-            Written::Conflict | Written::UnderWay => Ok(false),
+            Written::Conflict => Ok(false),
             other => Err(unavailable(format!("{subject} could not be written: {other:?}"))),
         }
     }
@@ -392,12 +388,16 @@ impl Wire {
         let written = match in_time(self.client.send_request(subject, request)).await {
             Ok(Ok(reply)) => said(&reply),
             Ok(Err(error)) => match error.kind() {
-                RequestErrorKind::TimedOut | RequestErrorKind::Other => Written::Unknown,
-                _ => Written::NotNow(error.to_string()),
+                RequestErrorKind::TimedOut | RequestErrorKind::Other => {
+                    Written::Unknown(error.to_string())
+                }
+                RequestErrorKind::NoResponders
+                | RequestErrorKind::InvalidSubject
+                | RequestErrorKind::MaxPayloadExceeded => Written::NotSent(error.to_string()),
             },
-            Err(_) => Written::Unknown,
+            Err(error) => Written::Unknown(error.to_string()),
         };
-        self.reached(written != Written::Unknown);
+        self.reached(!matches!(written, Written::Unknown(_)));
         written
     }
 
@@ -525,15 +525,11 @@ fn headers(write: &Write, batch: Option<(&str, usize)>) -> HeaderMap {
 
 /// What JetStream answered to a write.
 fn said(reply: &Message) -> Written {
-    let Ok(answer) = serde_json::from_slice::<Value>(&reply.payload) else {
-        return Written::Unknown;
-    };
+    let answer: Value = serde_json::from_slice(&reply.payload).unwrap_or_default();
     match (answer["error"]["err_code"].as_u64(), answer["seq"].as_u64()) {
         (None, Some(sequence)) if sequence > 0 => Written::Stored(sequence),
         (Some(WRONG_SEQUENCE), _) => Written::Conflict,
-        (Some(UNDER_WAY), _) => Written::UnderWay,
-        (Some(STORE_FAILED) | None, _) => Written::Unknown,
-        (Some(_), _) => Written::NotNow(answer["error"].to_string()),
+        _ => Written::Unknown(answer.to_string()),
     }
 }
 
