@@ -1,5 +1,6 @@
-//! The frame around every value that an engine stores: format (1 byte), CRC-32 (4 bytes, big-endian) over key,
-//! format and payload, then the payload, a message of `proto/accolade/store/v1/rows.proto`.
+//! The frame around every value that an engine stores: format (1 byte), CRC-32 (4 bytes,
+//! big-endian) over key, format and payload, then the payload, a message of
+//! `proto/accolade/store/v1/rows.proto`.
 //!
 //! The key is part of the checksum, so that a value under a wrong key is noticed too.
 

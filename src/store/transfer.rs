@@ -212,8 +212,8 @@ fn import_item(target: &mut dyn Target, title: &Title, item: Item) -> Result<Fat
                 let after = after_event(&stored, &entry.event, position, trimmed_through)?;
                 target.put(key, node, after)?;
             }
-            // Servers that share a store stamp events by clocks of their own, so one may be a little
-            // older than the one before.
+            // Servers that share a store stamp events by clocks of their own, so one may be a
+            // little older than the one before.
             let stored_at = entry.stored_at.max(newest_stored_at);
             target.append(position, &Entry { stored_at, ..*entry });
             Ok(Fate::Stored)

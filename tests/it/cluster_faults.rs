@@ -1,6 +1,6 @@
 //! Two servers on three NATS servers while leaders are killed, all of them are killed, a leader
-//! stands still or is cut off from the others, and servers of ours are killed: no acknowledged set is lost, every history is
-//! linearizable, and every subscriber hears of every completion once.
+//! stands still or is cut off from the others, and servers of ours are killed: no acknowledged set
+//! is lost, every history is linearizable, and every subscriber hears of every completion once.
 //!
 //! `ACCOLADE_LEADER_KILLS` sets how many leaders are killed; 20 unless given.
 

@@ -1,6 +1,6 @@
-//! One consumer a subscription, over all servers: whoever has a new one says so, with the number of its
-//! claim, and the others end those of lower ones. What is lost of that only means that two consumers
-//! get the same for a while: acks of the older one do not count any more.
+//! One consumer a subscription, over all servers: whoever has a new one says so, with the number of
+//! its claim, and the others end those of lower ones. What is lost of that only means that two
+//! consumers get the same for a while: acks of the older one do not count any more.
 
 use std::sync::Arc;
 

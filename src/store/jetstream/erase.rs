@@ -12,8 +12,8 @@ use crate::{
     store::{Erased, StoreError},
 };
 
-/// Removes a player's records and what they have in the feed. Where it is cut short, it is not known
-/// how far it came.
+/// Removes a player's records and what they have in the feed. Where it is cut short, it is not
+/// known how far it came.
 pub(super) async fn erase(
     cluster: &Cluster,
     players: &Players,

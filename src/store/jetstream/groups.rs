@@ -2,8 +2,9 @@
 //! replicates and syncs a batch as one, so many players cost little more than one.
 //!
 //! What waits to be read is read together likewise, from any replica: that is cheap, and may be a
-//! moment old. Where it must not be, a message that says nothing is written first, by the same majority
-//! as everything else, and only a replica that has it is believed: it has all that was stored before.
+//! moment old. Where it must not be, a message that says nothing is written first, by the same
+//! majority as everything else, and only a replica that has it is believed: it has all that was
+//! stored before.
 //!
 //! A batch with several players is stored wholly or not at all. Where one of them was written by
 //! another server meanwhile, it is refused, and each is then written by itself.
@@ -47,9 +48,11 @@ const WAITING_MAX: usize = 4096;
 /// What became of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Grouped {
-    /// As if it had been a batch of its own; [`Written::Stored`] has the sequence of its last message.
+    /// As if it had been a batch of its own; [`Written::Stored`] has the sequence of its last
+    /// message.
     Written(Written),
-    /// The batch was refused for one of its parts. It is to be written by itself, and may be stored.
+    /// The batch was refused for one of its parts. It is to be written by itself, and may be
+    /// stored.
     Alone,
 }
 
@@ -235,8 +238,8 @@ async fn read_now(
     Err(StoreError::Unavailable("a replica does not catch up with its leader".to_owned()))
 }
 
-/// Whether what was not found is not there. A document is replaced with every write, and who reads it
-/// at that moment may see neither; so silence is no proof. A write is, which asks for it.
+/// Whether what was not found is not there. A document is replaced with every write, and who reads
+/// it at that moment may see neither; so silence is no proof. A write is, which asks for it.
 async fn all_are_there(
     cluster: &Cluster,
     mark: &str,

@@ -47,8 +47,8 @@ const READS: usize = 16;
 /// How long one step is tried.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The place of completions that had left the feed of the store that they come from. No event has it
-/// (`layout.rs`).
+/// The place of completions that had left the feed of the store that they come from. No event has
+/// it (`layout.rs`).
 pub(super) const GONE: u64 = 1;
 
 /// What a step makes of one partition.

@@ -74,7 +74,7 @@ pub enum EngineError {
     },
     /// A stream is not as it must be.
     #[error(
-        "has a stream {stream} that {problem}; run `accolade engine init` to mend what can be mended"
+        "has a stream {stream} that {problem}; `accolade engine init` mends what can be mended"
     )]
     Stream {
         /// Which.

@@ -17,8 +17,8 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 /// Largest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
-/// Refuses a cluster of which a server says that it does not sync every write; warns where that is not
-/// known.
+/// Refuses a cluster of which a server says that it does not sync every write; warns where that is
+/// not known.
 pub(super) async fn check(address: &Address) -> Result<(), EngineError> {
     if address.monitors.is_empty() {
         tracing::warn!(

@@ -157,9 +157,9 @@ pub(super) async fn count_players(
 }
 
 /// Players who were met while counting: whoever is written meanwhile may be met again. Of the first
-/// million it is known for sure; of others by a bit each, in 16 MiB however many they are, so a few of
-/// those who are written for the first time meanwhile may be left out: of 10 million players, one in
-/// thirteen of them.
+/// million it is known for sure; of others by a bit each, in 16 MiB however many they are, so a few
+/// of those who are written for the first time meanwhile may be left out: of 10 million players,
+/// one in thirteen of them.
 #[derive(Default)]
 struct Met {
     first: HashSet<u64>,

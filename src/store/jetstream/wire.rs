@@ -73,8 +73,9 @@ pub(super) struct Write {
     pub(super) replaces: Option<u64>,
 }
 
-/// What was heard of writes. While a leader that was cut off still takes itself for one, it may refuse
-/// what the other one stores: so only an acknowledgement is certain, and that nobody was there.
+/// What was heard of writes. While a leader that was cut off still takes itself for one, it may
+/// refuse what the other one stores: so only an acknowledgement is certain, and that nobody was
+/// there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Written {
     /// All are stored, the last at this sequence, the others right before it.
@@ -166,8 +167,8 @@ impl Wire {
         Ok(Self { client, reads, context, silent_since: Arc::default() })
     }
 
-    /// Notes whether a majority answered. Where it has not for a while, the NATS server that this is
-    /// connected to may be cut off from the others; another one may not be.
+    /// Notes whether a majority answered. Where it has not for a while, the NATS server that this
+    /// is connected to may be cut off from the others; another one may not be.
     fn reached(&self, is_answered: bool) {
         let mut silent_since = self.silent_since.lock();
         if is_answered {
