@@ -16,7 +16,6 @@ use super::{
     Retention, SUBSCRIPTIONS_MAX, Store, StoreError, StoreHealth, StoredCatalog, StoredRecord,
     Subscription, SubscriptionError, TITLES_MAX, Times,
     cursor::CursorCodec,
-    stored::newest_event,
     transfer::{self, Item, Target},
 };
 use crate::{
@@ -267,20 +266,6 @@ impl Operations for MemoryStore {
 
     fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64> {
         self.cursors.decode(title, cursor, 0)
-    }
-
-    fn reaches(&self, title: &Title, cursor: &Cursor, other: &Cursor) -> bool {
-        let place = |cursor| self.position(title, cursor);
-        place(cursor).zip(place(other)).is_some_and(|(here, there)| here >= there)
-    }
-
-    fn covers(
-        &self,
-        player: &PlayerKey,
-        records: &[(NodeId, StoredRecord)],
-        cursor: &Cursor,
-    ) -> bool {
-        self.position(&player.title, cursor) >= Some(newest_event(records))
     }
 
     async fn full_records(

@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use thiserror::Error;
 
-use super::{FeedSource, PAST_EVENTS_MAX, PlayerRecords, StoreError, StoredRecord, transfer::Item};
+use super::{
+    FeedSource, PAST_EVENTS_MAX, PlayerRecords, StoreError, StoredRecord, stored::newest_event,
+    transfer::Item,
+};
 use crate::domain::{Cursor, NodeId, Outcome, PlayerKey, ResetUpdate, Title};
 
 /// See the module. Whatever a method returns is durable before it does.
@@ -33,7 +36,10 @@ pub trait Operations: FeedSource {
     fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64>;
 
     /// Whether everything that was read at `other` was read at `cursor` too.
-    fn reaches(&self, title: &Title, cursor: &Cursor, other: &Cursor) -> bool;
+    fn reaches(&self, title: &Title, cursor: &Cursor, other: &Cursor) -> bool {
+        let place = |cursor| self.position(title, cursor);
+        place(cursor).zip(place(other)).is_some_and(|(here, there)| here >= there)
+    }
 
     /// Whether every event that these records of a player name was read at `cursor`.
     fn covers(
@@ -41,7 +47,9 @@ pub trait Operations: FeedSource {
         player: &PlayerKey,
         records: &[(NodeId, StoredRecord)],
         cursor: &Cursor,
-    ) -> bool;
+    ) -> bool {
+        self.position(&player.title, cursor) >= Some(newest_event(records))
+    }
 
     /// Everything that is stored of some players, who follow `after` in the store's own order; and
     /// where to go on, which is nowhere where there are no more. A player who is written meanwhile

@@ -18,10 +18,13 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::support::{
-    PATIENCE, Server, Watch, accolade, delta, get,
-    nats::{self, Nats},
-    reason, set, text,
+use crate::{
+    support::{
+        PATIENCE, Server, Watch, accolade, delta, get,
+        nats::{self, Nats},
+        reason, set, text,
+    },
+    tls::Authority,
 };
 
 /// How long another server may take to hear of a catalogue.
@@ -32,6 +35,25 @@ pub fn init(url: &str, partitions: &str, replicas: &str) {
     let args = ["engine", "init", "--store", url, "--partitions", partitions];
     let done = accolade(&[&args[..], &["--replicas", replicas]].concat());
     assert!(done.status.success(), "{}", text(&done.stderr));
+}
+
+/// Two servers on one cluster that both know the title `t`.
+struct Pair {
+    servers: [Server; 2],
+    _nats: Nats,
+    _dir: TempDir,
+}
+
+async fn pair(partitions: &str, nodes: &[(&str, i64)]) -> Pair {
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    init(&url, partitions, "1");
+    let dir = TempDir::new().unwrap();
+    let servers = ["a", "b"]
+        .map(|name| Server::start_on(&url, &dir.path().join(name).with_extension("log"), &[]));
+    servers[0].apply("t", nodes).await;
+    wait_for_title(&servers[1], "t").await;
+    Pair { servers, _nats: nats, _dir: dir }
 }
 
 fn refused(args: &[&str]) -> String {
@@ -125,19 +147,48 @@ fn a_cluster_that_does_not_sync_every_write_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_servers_are_one_service() {
-    let nats = Nats::start(1);
-    let url = nats.url("ach");
-    init(&url, "4", "1");
+async fn a_cluster_with_tls_and_a_password_lets_in_who_has_both() {
     let dir = TempDir::new().unwrap();
-    let start = |name: &str| Server::start_on(&url, &dir.path().join(name), &[]);
-    let (a, b) = (start("a.log"), start("b.log"));
-    a.apply("t", &[("n", 2), ("m", 1)]).await;
-    wait_for_title(&b, "t").await;
+    let authority = Authority::new();
+    let [certificate, key] = authority.sign(false).write(dir.path(), "nats");
+    let ca = dir.path().join("ca.crt");
+    std::fs::write(&ca, authority.pem()).unwrap();
+    let nats = Nats::start_with(&format!(
+        "authorization {{ user: accolade, password: secret7 }}\n\
+         tls {{ cert_file: \"{}\", key_file: \"{}\" }}\n",
+        certificate.display(),
+        key.display()
+    ));
+    let host = format!("localhost:{}", nats.port(0));
+    let url = format!("tls://accolade:secret7@{host}");
+    let init = |url: &str, more: &[&str]| {
+        let args = ["engine", "init", "--replicas", "1", "--store", url];
+        accolade(&[&args[..], more].concat())
+    };
+    let ca = ca.to_str().unwrap();
+    let trusted = ["--nats-ca", ca];
+    for (url, more) in [(url.as_str(), &[][..]), (&format!("tls://{host}"), &trusted)] {
+        let done = init(url, more);
+        assert!(!done.status.success(), "without authority, or without password");
+        let said = text(&done.stderr);
+        assert!(said.contains("can be reached") && !said.contains("secret7"), "{said}");
+    }
+    let done = init(&url, &trusted);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let server = Server::start_on(&url, &dir.path().join("a.log"), &trusted);
+    server.apply("t", &[("n", 2)]).await;
+    let answer = set(&mut server.storage().await, delta("t", "p", "n", 2)).await;
+    assert!(answer.newly_completed);
+    assert!(!server.log().contains("secret7"), "{}", server.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_servers_are_one_service() {
+    let Pair { servers: [a, b], .. } = &pair("4", &[("n", 2), ("m", 1)]).await;
 
     // What one stores, the other has at once, and judges by.
     let (mut on_a, mut on_b) = (a.storage().await, b.storage().await);
-    let mut watch = Watch::after(&b, "t", "").await;
+    let mut watch = Watch::after(b, "t", "").await;
     for n in 0..20 {
         let player = format!("p{n}");
         let first = set(&mut on_a, delta("t", &player, "n", 1)).await;
@@ -177,8 +228,8 @@ async fn two_servers_are_one_service() {
         let request = ListCompletionsRequest { title, after, page_size, ..Default::default() };
         server.completions().await.list_completions(request).await.unwrap().into_inner()
     };
-    let first = list(&a, "", 9).await;
-    let rest = list(&b, &first.cursor, 100).await;
+    let first = list(a, "", 9).await;
+    let rest = list(b, &first.cursor, 100).await;
     assert_eq!((first.completions.len(), rest.completions.len()), (9, 11));
     let mut both: Vec<_> =
         first.completions.iter().chain(&rest.completions).map(|it| &it.player_id).collect();
@@ -219,20 +270,13 @@ async fn next(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_on_one_server_takes_over_from_one_on_another() {
-    let nats = Nats::start(1);
-    let url = nats.url("ach");
-    init(&url, "1", "1");
-    let dir = TempDir::new().unwrap();
-    let start = |name: &str| Server::start_on(&url, &dir.path().join(name), &[]);
-    let (a, b) = (start("a.log"), start("b.log"));
-    a.apply("t", &[("n", 1)]).await;
-    wait_for_title(&b, "t").await;
+    let Pair { servers: [a, b], .. } = &pair("1", &[("n", 1)]).await;
     let mut client = a.storage().await;
     for n in 0..3 {
         set(&mut client, delta("t", &format!("p{n}"), "n", 1)).await;
     }
 
-    let (acks, mut on_a) = consume(&a).await;
+    let (acks, mut on_a) = consume(a).await;
     assert_eq!(next(&mut on_a).await.unwrap().0, "first");
     let (player, cursor) = next(&mut on_a).await.unwrap();
     assert_eq!(player, "p0");
@@ -276,18 +320,11 @@ async fn a_consumer_on_one_server_takes_over_from_one_on_another() {
 async fn a_record_that_is_written_all_the_time_is_never_read_as_older_or_missing() {
     const SETS: usize = 1500;
     const READERS: usize = 4;
-    let nats = Nats::start(1);
-    let url = nats.url("ach");
-    init(&url, "1", "1");
-    let dir = TempDir::new().unwrap();
-    let start = |name: &str| Server::start_on(&url, &dir.path().join(name), &[]);
-    let (a, b) = (start("a.log"), start("b.log"));
-    a.apply("t", &[("n", 1 << 40)]).await;
-    wait_for_title(&b, "t").await;
+    let Pair { servers: [a, b], .. } = &pair("1", &[("n", 1 << 40)]).await;
     let written = Arc::new(AtomicI64::new(0));
     let mut readers = JoinSet::new();
     for n in 0..READERS {
-        let mut client = [&a, &b][n % 2].storage().await;
+        let mut client = [a, b][n % 2].storage().await;
         let written = written.clone();
         readers.spawn(async move {
             let mut reads = 0;
@@ -318,14 +355,7 @@ const ROUNDS: usize = 5;
 /// A reset is told behind its completion, whoever told it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happens_to_a_player_is_told_in_its_order() {
-    let nats = Nats::start(1);
-    let url = nats.url("ach");
-    init(&url, "4", "1");
-    let dir = TempDir::new().unwrap();
-    let start = |name: &str| Server::start_on(&url, &dir.path().join(name), &[]);
-    let servers = [start("a.log"), start("b.log")];
-    servers[0].apply("t", &[("n", 1)]).await;
-    wait_for_title(&servers[1], "t").await;
+    let Pair { servers, .. } = &pair("4", &[("n", 1)]).await;
     let mut watch = Watch::start(
         &servers[1],
         accolade::proto::v1::WatchCompletionsRequest {

@@ -12,29 +12,29 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use crate::support::{PATIENCE, Server, StorageClient, accolade, text};
 
 /// An authority, and what it has signed.
-struct Authority {
+pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// A certificate and its key.
-struct Signed {
+pub struct Signed {
     certificate: String,
     key: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         Self { issuer }
     }
 
-    fn pem(&self) -> String {
+    pub fn pem(&self) -> String {
         self.issuer.pem()
     }
 
-    fn sign(&self, is_expired: bool) -> Signed {
+    pub fn sign(&self, is_expired: bool) -> Signed {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         if is_expired {
             params.not_after = rcgen::date_time_ymd(2020, 1, 1);
@@ -47,7 +47,7 @@ impl Authority {
 
 impl Signed {
     /// Both files, under a name.
-    fn write(&self, dir: &Path, name: &str) -> [PathBuf; 2] {
+    pub fn write(&self, dir: &Path, name: &str) -> [PathBuf; 2] {
         let paths = ["crt", "key"].map(|kind| dir.join(format!("{name}.{kind}")));
         fs::write(&paths[0], &self.certificate).unwrap();
         fs::write(&paths[1], &self.key).unwrap();

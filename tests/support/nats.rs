@@ -165,8 +165,17 @@ impl Nats {
         Self::start_in(&std::env::temp_dir(), count, Ways::Direct)
     }
 
+    /// Starts one server with more in its configuration.
+    pub fn start_with(more: &str) -> Self {
+        Self::start_nodes(&std::env::temp_dir(), 1, Ways::Direct, more)
+    }
+
     /// The same, with their files in a folder of this one.
     pub fn start_in(dir: &Path, count: usize, ways: Ways) -> Self {
+        Self::start_nodes(dir, count, ways, "")
+    }
+
+    fn start_nodes(dir: &Path, count: usize, ways: Ways, more: &str) -> Self {
         let dir = TempDir::new_in(dir).unwrap();
         let ports: Vec<_> = (0..count).map(|_| free_ports::<3>()).collect();
         let network = Network::new(count);
@@ -177,6 +186,7 @@ impl Nats {
                  jetstream {{ store_dir: \"{}\", sync_interval: always }}\n",
                 data.display()
             );
+            text += more;
             if count > 1 {
                 let others = ports.iter().enumerate().filter(|(other, _)| *other != n);
                 let routes: Vec<_> = others
@@ -207,6 +217,11 @@ impl Nats {
     pub fn url(&self, prefix: &str) -> String {
         let hosts = self.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port));
         format!("nats://{}/{prefix}", hosts.collect::<Vec<_>>().join(","))
+    }
+
+    /// The port of a server.
+    pub fn port(&self, n: usize) -> u16 {
+        self.nodes[n].port
     }
 
     /// The address at which a server tells about itself.

@@ -147,6 +147,14 @@ impl Wire {
                 StoreError::Failed(format!("`{}` cannot be read: {error}", file.display()))
             })?;
         }
+        // The client does not take these from an address by itself.
+        let mut logins = address.servers.iter().filter_map(|server| {
+            let (_, rest) = server.split_once("://")?;
+            rest.rsplit_once('@')?.0.split_once(':')
+        });
+        if let Some((user, password)) = logins.next() {
+            options = options.user_and_password(user.to_owned(), password.to_owned());
+        }
         if let Some(file) = &address.ca {
             options = options.add_root_certificates(file.clone());
         }

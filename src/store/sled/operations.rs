@@ -26,7 +26,6 @@ use crate::{
     store::{
         Bookmark, Erased, ImportError, Imported, Operations, PlayerRecords, Rarity, ResetDone,
         ResetError, StoreError, StoredRecord, Times,
-        stored::newest_event,
         transfer::{self, Item, Target},
     },
 };
@@ -257,20 +256,6 @@ impl Operations for SledStore {
 
     fn position(&self, title: &Title, cursor: &Cursor) -> Option<u64> {
         self.cursors.decode(title, cursor, self.feeds.of(title).ends().restored_through)
-    }
-
-    fn reaches(&self, title: &Title, cursor: &Cursor, other: &Cursor) -> bool {
-        let place = |cursor| self.position(title, cursor);
-        place(cursor).zip(place(other)).is_some_and(|(here, there)| here >= there)
-    }
-
-    fn covers(
-        &self,
-        player: &PlayerKey,
-        records: &[(NodeId, StoredRecord)],
-        cursor: &Cursor,
-    ) -> bool {
-        self.position(&player.title, cursor) >= Some(newest_event(records))
     }
 
     async fn full_records(
