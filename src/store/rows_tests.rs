@@ -187,7 +187,8 @@ fn possible_event() -> impl Strategy<Value = CompletionRow> {
         reset_row().prop_map(mended_reset).boxed(),
         Just(erased).boxed(),
     ];
-    (event, number()).prop_map(|(mut row, stored_at)| {
+    (event, number(), number()).prop_map(|(mut row, stored_at, source_position)| {
+        row.source_position = source_position;
         row.stored_at = stored_at.min(INT64_MAX);
         let of_event = row.reset.as_ref().map_or(row.completed_at, |reset| reset.reset_at);
         if row.stored_at == of_event {
@@ -290,6 +291,7 @@ fn is_possible_event(row: &CompletionRow) -> bool {
         stored_at: row.stored_at,
         reset: row.reset.clone(),
         erased: row.erased,
+        source_position: row.source_position,
         ..CompletionRow::default()
     };
     row.stored_at <= INT64_MAX
@@ -328,6 +330,8 @@ fn record_again(row: &RecordRow) -> Option<RecordRow> {
 fn event_again(row: &CompletionRow) -> Option<CompletionRow> {
     let entry = entry_from_row(row, title("t"), Cursor::new("c"))?;
     let mut again = event_to_row(&entry.event, entry.stored_at);
+    // Where an event came from is written beside it, by an import.
+    again.source_position = row.source_position;
     // A time that says nothing new is not written.
     if again.stored_at == 0 && row.stored_at == entry.stored_at.get() {
         again.stored_at = row.stored_at;
