@@ -21,23 +21,23 @@ pub(super) enum EngineCommand {
 pub(super) struct ClusterArgs {
     /// The cluster: nats://host:4222,host2:4222, with /prefix behind it where several installations
     /// share a cluster
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "ACCOLADE_STORE", hide_env_values = true)]
     store: Address,
     /// Credentials for the cluster (.creds: JWT and key)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "ACCOLADE_NATS_CREDENTIALS")]
     nats_credentials: Option<PathBuf>,
     /// Authorities of the cluster's certificates (PEM)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "ACCOLADE_NATS_CA")]
     nats_ca: Option<PathBuf>,
     /// Certificate to show to the cluster (PEM)
-    #[arg(long, value_name = "FILE", requires = "nats_key")]
+    #[arg(long, value_name = "FILE", env = "ACCOLADE_NATS_CERTIFICATE", requires = "nats_key")]
     nats_certificate: Option<PathBuf>,
     /// That certificate's private key (PEM)
-    #[arg(long, value_name = "FILE", requires = "nats_certificate")]
+    #[arg(long, value_name = "FILE", env = "ACCOLADE_NATS_KEY", requires = "nats_certificate")]
     nats_key: Option<PathBuf>,
     /// Monitoring address of a server of the cluster, such as http://host:8222; may be given more
     /// than once
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "ACCOLADE_NATS_MONITOR", value_delimiter = ';')]
     nats_monitor: Vec<String>,
 }
 

@@ -18,13 +18,10 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{
-    support::{
-        PATIENCE, Server, Watch, accolade, delta, get,
-        nats::{self, Nats},
-        reason, set, text,
-    },
-    tls::Authority,
+use crate::support::{
+    PATIENCE, Server, Watch, accolade, delta, get,
+    nats::{self, Nats},
+    reason, set, text,
 };
 
 /// How long another server may take to hear of a catalogue.
@@ -144,42 +141,6 @@ fn a_cluster_that_does_not_sync_every_write_is_refused() {
     assert!(said.contains("server \"n0\" does not sync every write"), "{said}");
     let sound = accolade(&[&init[..], &[&nats.monitor(0)]].concat());
     assert!(sound.status.success(), "{}", text(&sound.stderr));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_with_tls_and_a_password_lets_in_who_has_both() {
-    let dir = TempDir::new().unwrap();
-    let authority = Authority::new();
-    let [certificate, key] = authority.sign(false).write(dir.path(), "nats");
-    let ca = dir.path().join("ca.crt");
-    std::fs::write(&ca, authority.pem()).unwrap();
-    let nats = Nats::start_with(&format!(
-        "authorization {{ user: accolade, password: secret7 }}\n\
-         tls {{ cert_file: \"{}\", key_file: \"{}\" }}\n",
-        certificate.display(),
-        key.display()
-    ));
-    let host = format!("localhost:{}", nats.port(0));
-    let url = format!("tls://accolade:secret7@{host}");
-    let init = |url: &str, more: &[&str]| {
-        let args = ["engine", "init", "--replicas", "1", "--store", url];
-        accolade(&[&args[..], more].concat())
-    };
-    let ca = ca.to_str().unwrap();
-    let trusted = ["--nats-ca", ca];
-    for (url, more) in [(url.as_str(), &[][..]), (&format!("tls://{host}"), &trusted)] {
-        let done = init(url, more);
-        assert!(!done.status.success(), "without authority, or without password");
-        let said = text(&done.stderr);
-        assert!(said.contains("can be reached") && !said.contains("secret7"), "{said}");
-    }
-    let done = init(&url, &trusted);
-    assert!(done.status.success(), "{}", text(&done.stderr));
-    let server = Server::start_on(&url, &dir.path().join("a.log"), &trusted);
-    server.apply("t", &[("n", 2)]).await;
-    let answer = set(&mut server.storage().await, delta("t", "p", "n", 2)).await;
-    assert!(answer.newly_completed);
-    assert!(!server.log().contains("secret7"), "{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

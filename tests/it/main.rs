@@ -17,6 +17,7 @@ mod cases;
 mod catalog;
 mod client;
 mod cluster;
+mod cluster_access;
 mod cluster_faults;
 mod cluster_transfer;
 mod command_line;

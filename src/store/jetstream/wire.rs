@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Address,
+    address::{Address, Login},
     patience::{PATIENCE, Pauses, patiently},
 };
 use crate::store::{StoreError, StoreHealth, crash_point::crash_point};
@@ -147,14 +147,11 @@ impl Wire {
                 StoreError::Failed(format!("`{}` cannot be read: {error}", file.display()))
             })?;
         }
-        // The client does not take these from an address by itself.
-        let mut logins = address.servers.iter().filter_map(|server| {
-            let (_, rest) = server.split_once("://")?;
-            rest.rsplit_once('@')?.0.split_once(':')
-        });
-        if let Some((user, password)) = logins.next() {
-            options = options.user_and_password(user.to_owned(), password.to_owned());
-        }
+        options = match address.login.clone() {
+            Some(Login::Password { user, password }) => options.user_and_password(user, password),
+            Some(Login::Token(token)) => options.token(token),
+            None => options,
+        };
         if let Some(file) = &address.ca {
             options = options.add_root_certificates(file.clone());
         }
