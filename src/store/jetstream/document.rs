@@ -86,7 +86,9 @@ impl Document {
         for PlayerRecordRow { node_id, record } in row.records {
             let node = NodeId::parse(&node_id).map_err(|_| impossible())?;
             let stored = record.as_ref().and_then(record_from_row).ok_or_else(impossible)?;
-            document.records.insert(node, Arc::new(stored));
+            if document.records.insert(node, Arc::new(stored)).is_some() {
+                return Err(impossible());
+            }
         }
         let writers = row.writers.iter();
         document.writers =
@@ -109,6 +111,9 @@ impl Document {
             for place in places.chain([&mut stored.completion_sequence]) {
                 *place = placed(*place, sequence, pending_events)?;
             }
+            if !stored.is_sound() {
+                return None;
+            }
         }
         Some(())
     }
@@ -119,6 +124,113 @@ pub(super) fn placed(place: u64, sequence: u64, pending_events: usize) -> Option
     if place < PENDING {
         return Some(place);
     }
-    let before = (pending_events as u64).checked_sub(place - PENDING)?;
-    sequence.checked_sub(before).filter(|place| *place > 0)
+    let before = (pending_events as u64).checked_sub(place - PENDING).filter(|it| *it > 0)?;
+    sequence.checked_sub(before).filter(|place| (1..PENDING).contains(place))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+    use prost::Message as _;
+
+    use super::*;
+    use crate::{
+        domain::{EpochSeconds, Record, State, Version},
+        store::PastEvent,
+    };
+
+    const SUBJECT: &str = "ach.0.kv.t.p";
+
+    /// A record with events at these places, the last of which is its completion.
+    fn record(places: &[u64]) -> Arc<StoredRecord> {
+        let events = places.iter().enumerate().map(|(index, place)| PastEvent {
+            sequence: *place,
+            version: Version::stored(index as u64 + 1),
+            at: EpochSeconds::new(1),
+        });
+        let mut past: Vec<_> = events.collect();
+        let completion = past.pop().expect("it has an event");
+        let state =
+            State { version: completion.version, completed_at: completion.at, ..State::default() };
+        let record = Record { state, completed_version: completion.version, ..Record::default() };
+        Arc::new(StoredRecord { record, completion_sequence: completion.sequence, past })
+    }
+
+    fn document(records: &[(&str, &[u64])]) -> Document {
+        let records = records.iter();
+        let records =
+            records.map(|(node, places)| (NodeId::parse(node).unwrap(), record(places))).collect();
+        let mut document = Document { records, writers: Vec::new() };
+        document.sign(Writer { id: 7, number: 3 });
+        document
+    }
+
+    #[test]
+    fn events_of_a_batch_stand_right_before_its_document() {
+        let written = document(&[("a", &[7, PENDING, PENDING + 2]), ("b", &[PENDING + 1])]);
+        let value = written.encode(SUBJECT, 3);
+        let read = Document::decode(SUBJECT, &value, 20).unwrap();
+        assert_eq!(read, document(&[("a", &[7, 17, 19]), ("b", &[18])]));
+        let mut placed = written.clone();
+        assert_eq!(placed.place(20, 3), Some(()));
+        assert_eq!(placed, read);
+        assert_eq!(Document::decode(SUBJECT, &read.encode(SUBJECT, 0), 30).unwrap(), read);
+    }
+
+    #[test]
+    fn a_document_that_cannot_stand_where_it_does_is_damage() {
+        let value = document(&[("a", &[7, PENDING])]).encode(SUBJECT, 1);
+        // Its own event would be none, the one before, or one before that.
+        for sequence in [0, 1, 7, 8] {
+            assert!(Document::decode(SUBJECT, &value, sequence).is_err(), "{sequence}");
+        }
+        assert!(Document::decode(SUBJECT, &value, 9).is_ok());
+        // An event that the batch does not have; another subject's value.
+        let missing = document(&[("a", &[PENDING + 1])]).encode(SUBJECT, 1);
+        assert!(Document::decode(SUBJECT, &missing, 9).is_err());
+        assert!(Document::decode("ach.0.kv.t.q", &value, 9).is_err());
+    }
+
+    #[test]
+    fn a_write_is_recognised_until_sixteen_others_have_written() {
+        let mut document = Document::default();
+        let first = Writer { id: 0, number: 5 };
+        document.sign(first);
+        assert!(document.is_by(first));
+        for id in 1..WRITERS_MAX as u64 {
+            document.sign(Writer { id, number: 1 });
+            document.sign(Writer { id, number: 2 });
+            assert!(document.has(first) && !document.is_by(first));
+        }
+        assert!(!document.has(Writer { id: 0, number: 6 }), "a later one of the same server");
+        document.sign(Writer { id: 16, number: 1 });
+        assert!(!document.has(first));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn any_bytes_are_a_document_or_damage(
+            changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            sequence in any::<u64>(),
+        ) {
+            let value = document(&[("a", &[7, PENDING]), ("b", &[3])]).encode(SUBJECT, 1);
+            let row: PlayerRow = frame::decode(SUBJECT.as_bytes(), &value).unwrap();
+            let mut bytes = row.encode_to_vec();
+            for (index, byte) in changes {
+                let index = index.index(bytes.len());
+                bytes[index] = byte;
+            }
+            // Framed anew, so that the checksum does not find it first.
+            if let Ok(row) = PlayerRow::decode(&*bytes) {
+                let value = frame::encode(SUBJECT.as_bytes(), &row);
+                if let Ok(document) = Document::decode(SUBJECT, &value, sequence) {
+                    let again = document.encode(SUBJECT, 0);
+                    let again = Document::decode(SUBJECT, &again, sequence);
+                    prop_assert_eq!(again.ok(), Some(document));
+                }
+            }
+        }
+    }
 }
