@@ -1,22 +1,33 @@
-//! Random histories on the sled store, restarts among them, against the simplest model there is:
-//! plain maps and the rules.
+//! Random histories on real stores, restarts among them, against the simplest model there is: plain
+//! maps and the rules. On a cluster two servers take the steps in turn.
 //!
 //! `ACCOLADE_MODEL_HISTORIES` sets how many, of 30 steps each on average; 340 unless given, which
-//! are 10,000 steps.
+//! are 10,000 steps. On a cluster it is a tenth of that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use proptest::prelude::*;
-use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
+use proptest::{prelude::*, test_runner::TestRunner};
+use proptest_state_machine::ReferenceStateMachine;
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use super::{FeedError, FeedSource, Operations, Rarity, Retention, Store, sled::SledStore};
+use super::{
+    ApplyError, FeedError, Rarity, Retention, Store,
+    jetstream::{self, Address, JetStreamStore, Plan},
+    sled::SledStore,
+};
 use crate::{
     domain::{
-        Change, Cursor, EpochSeconds, Event, PlayerUpdate, Reason, Record, RequestId, ResetUpdate,
-        State, Version, decide, decide_reset,
+        Change, Cursor, EpochSeconds, Event, Outcome, PlayerUpdate, Reason, Record, Refusal,
+        RequestId, ResetUpdate, State, Version, decide, decide_reset,
     },
-    testing::{TestClock, Update, node_id, player, title},
+    testing::{TestClock, Update, nats::Nats, node_id, player, title},
 };
 
 const PLAYERS: [&str; 3] = ["a", "b", "ab"];
@@ -37,12 +48,23 @@ enum Step {
     Restart,
 }
 
+/// Player, node and whether it is a reset; `None` where it was erased.
+type FeedEvent = Option<(String, String, bool)>;
+
+/// What is answered to a step: whether it was a retry, and what became of each update.
+type Answer = Result<(bool, Vec<Outcome>), Refusal>;
+
 #[derive(Clone, Debug, Default)]
 struct Model {
     records: BTreeMap<(String, String), Record>,
-    /// Player, node and whether it is a reset, of every event there ever was; `None` where erased.
-    feed: Vec<Option<(String, String, bool)>>,
+    /// Every event there ever was.
+    feed: Vec<FeedEvent>,
+    /// How many of them are gone where an erased event keeps its place.
     trimmed: usize,
+    /// How many of them are gone where it does not.
+    trimmed_present: usize,
+    /// To the last step, where it was an update.
+    answer: Option<Answer>,
 }
 
 impl Model {
@@ -55,7 +77,9 @@ impl Model {
         let keys: Vec<_> = keys.collect();
         let stored = keys.iter().map(|key| self.records.get(key).cloned().unwrap_or_default());
         let stored: Vec<_> = stored.collect();
-        let Ok(ruling) = decide(update, &stored, EpochSeconds::new(NOW)) else { return };
+        let ruling = decide(update, &stored, EpochSeconds::new(NOW));
+        self.answer = Some(ruling.clone().map(|ruling| (ruling.replayed, ruling.outcomes)));
+        let Ok(ruling) = ruling else { return };
         for ((key, write), outcome) in keys.into_iter().zip(ruling.writes).zip(ruling.outcomes) {
             let Some(record) = write else { continue };
             if outcome.newly_completed {
@@ -68,7 +92,9 @@ impl Model {
     fn reset(&mut self, update: &ResetUpdate) {
         let key = (update.key.player.as_str().to_owned(), update.node.as_str().to_owned());
         let stored = self.records.get(&key).cloned().unwrap_or_default();
-        if let Some(record) = decide_reset(update, &stored, EpochSeconds::new(NOW)).write {
+        let ruling = decide_reset(update, &stored, EpochSeconds::new(NOW));
+        self.answer = Some(Ok((ruling.replayed, vec![ruling.outcome])));
+        if let Some(record) = ruling.write {
             self.feed.push(Some((key.0.clone(), key.1.clone(), true)));
             self.records.insert(key, record);
         }
@@ -80,6 +106,15 @@ impl Model {
             if event.as_ref().is_some_and(|(player, ..)| player == id) {
                 *event = None;
             }
+        }
+    }
+
+    fn trim(&mut self, keep: usize) {
+        self.trimmed = self.trimmed.max(self.feed.len().saturating_sub(keep));
+        let present = (self.trimmed_present..self.feed.len()).filter(|n| self.feed[*n].is_some());
+        let present: Vec<_> = present.collect();
+        if present.len() > keep {
+            self.trimmed_present = present[present.len() - keep - 1] + 1;
         }
     }
 
@@ -160,83 +195,109 @@ impl ReferenceStateMachine for Model {
     }
 
     fn apply(mut state: Self, step: &Step) -> Self {
+        state.answer = None;
         match step {
             Step::Apply(update) => state.apply(update),
             Step::Reset(update) => state.reset(update),
             Step::Erase(id) => state.erase(id),
-            Step::Trim(keep) => {
-                let keep = usize::try_from(*keep).unwrap();
-                state.trimmed = state.trimmed.max(state.feed.len().saturating_sub(keep));
-            }
+            Step::Trim(keep) => state.trim(usize::try_from(*keep).unwrap()),
             Step::Restart => {}
         }
         state
     }
 }
 
-struct Tested {
-    runtime: Runtime,
-    dir: tempfile::TempDir,
-    /// `None` only in the middle of a restart.
-    store: Option<SledStore>,
-    start: Cursor,
+/// Where a store is.
+trait Place {
+    /// Whether an erased event stays, empty.
+    const KEEPS_ERASED: bool;
+    /// Whether a feed has one order, and is trimmed as a whole.
+    const IS_ONE_ORDER: bool;
+
+    /// The servers of the store; those from before are gone.
+    async fn open(&self) -> Vec<Arc<dyn Store>>;
 }
 
 /// In memory where there is such a folder: it takes a third of the time, and what a disk may do to
 /// a store is for other tests.
-fn make_dir() -> tempfile::TempDir {
+fn make_dir() -> TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-fn open(dir: &tempfile::TempDir) -> SledStore {
-    SledStore::open(dir.path(), 1 << 20, TestClock::at(NOW)).unwrap()
+impl Place for TempDir {
+    const KEEPS_ERASED: bool = true;
+    const IS_ONE_ORDER: bool = true;
+
+    async fn open(&self) -> Vec<Arc<dyn Store>> {
+        vec![Arc::new(SledStore::open(self.path(), 1 << 20, TestClock::at(NOW)).unwrap())]
+    }
 }
 
-impl StateMachineTest for Tested {
-    type SystemUnderTest = Self;
-    type Reference = Model;
+struct Cluster<const PARTITIONS: u32>(Address);
 
-    fn init_test(_: &Model) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let dir = make_dir();
-        let store = open(&dir);
-        let start = runtime.block_on(store.feed_bounds(&title("t"))).unwrap().oldest;
-        Self { runtime, dir, store: Some(store), start }
+impl<const PARTITIONS: u32> Place for Cluster<PARTITIONS> {
+    const KEEPS_ERASED: bool = false;
+    const IS_ONE_ORDER: bool = PARTITIONS == 1;
+
+    async fn open(&self) -> Vec<Arc<dyn Store>> {
+        let open = || JetStreamStore::open(&self.0, 1 << 20, TestClock::at(NOW));
+        vec![Arc::new(open().await.unwrap()), Arc::new(open().await.unwrap())]
+    }
+}
+
+struct Tested<P> {
+    place: P,
+    /// The next step is for the first.
+    servers: Vec<Arc<dyn Store>>,
+    start: Cursor,
+}
+
+impl<P: Place> Tested<P> {
+    async fn new(place: P) -> Self {
+        let servers = place.open().await;
+        let start = servers[0].feed_bounds(&title("t")).await.unwrap().oldest;
+        Self { place, servers, start }
     }
 
-    fn apply(mut this: Self, _: &Model, step: Step) -> Self {
-        let store = this.store.take().unwrap();
-        this.store = Some(match step {
-            Step::Apply(update) => {
-                let _ = this.runtime.block_on(store.apply(update));
-                store
-            }
+    /// Takes a step, and tells what was answered.
+    async fn take(&mut self, step: Step) -> Option<Answer> {
+        self.servers.rotate_left(1);
+        let server = self.servers.last().expect("there is one").clone();
+        match step {
+            Step::Apply(update) => match server.apply(update).await {
+                Ok(applied) => {
+                    let outcomes = applied.outcomes.into_iter().map(|(outcome, _)| outcome);
+                    return Some(Ok((applied.replayed, outcomes.collect())));
+                }
+                Err(ApplyError::Refused(refusal)) => return Some(Err(refusal)),
+                Err(error) => panic!("{error}"),
+            },
             Step::Reset(update) => {
-                this.runtime.block_on(store.reset(update)).expect("few events");
-                store
+                let done = server.reset(update).await.expect("few events");
+                return Some(Ok((done.replayed, vec![done.outcome])));
             }
             Step::Erase(id) => {
-                let erase = || this.runtime.block_on(store.erase_player(&player("t", id)));
-                while erase().unwrap().records > 0 {}
-                store
+                while server.erase_player(&player("t", id)).await.unwrap().records > 0 {}
             }
-            Step::Trim(keep) => {
+            Step::Trim(keep) if P::IS_ONE_ORDER => {
                 let keep = Retention { count: Some(keep), ..Retention::default() };
-                this.runtime.block_on(store.trim_feed(&title("t"), keep)).unwrap();
-                store
+                server.trim_feed(&title("t"), keep).await.unwrap();
             }
+            Step::Trim(_) => {}
             Step::Restart => {
-                drop(store);
-                open(&this.dir)
+                drop(server);
+                self.servers.clear();
+                self.servers = self.place.open().await;
             }
-        });
-        this
+        }
+        None
     }
 
-    fn check_invariants(this: &Self, model: &Model) {
-        let store: &SledStore = this.store.as_ref().unwrap();
+    /// Asks the server that did not take the last step, where there are two.
+    async fn check(&self, model: &Model) {
+        let store = &self.servers[0];
         for id in PLAYERS {
-            let records = this.runtime.block_on(store.records(&player("t", id))).unwrap();
+            let records = store.records(&player("t", id)).await.unwrap();
             let found: BTreeMap<_, State> = records
                 .into_iter()
                 .map(|(node, state)| (node.as_str().to_owned(), state))
@@ -246,30 +307,108 @@ impl StateMachineTest for Tested {
                 expected.map(|((_, node), record)| (node.clone(), record.state.clone())).collect();
             assert_eq!(found, expected, "records of {id}");
         }
-        let from_start = this.runtime.block_on(store.entries(&title("t"), &this.start, 1000));
-        assert_eq!(matches!(from_start, Err(FeedError::Expired { .. })), model.trimmed > 0);
-        let oldest = this.runtime.block_on(store.feed_bounds(&title("t"))).unwrap().oldest;
-        let feed = this.runtime.block_on(store.entries(&title("t"), &oldest, 1000)).unwrap();
+
+        let trimmed = match (P::IS_ONE_ORDER, P::KEEPS_ERASED) {
+            (false, _) => 0,
+            (true, true) => model.trimmed,
+            (true, false) => model.trimmed_present,
+        };
+        let expected = model.feed[trimmed..].iter();
+        let expected: Vec<_> =
+            expected.filter(|it| P::KEEPS_ERASED || it.is_some()).cloned().collect();
+        let from_start = store.entries(&title("t"), &self.start, 1000).await;
+        assert_eq!(matches!(from_start, Err(FeedError::Expired { .. })), trimmed > 0);
+        let oldest = store.feed_bounds(&title("t")).await.unwrap().oldest;
+        let feed = store.entries(&title("t"), &oldest, 1000).await.unwrap();
         let found = feed.iter().map(|it| {
             let (key, node, _) = it.event.of()?;
             let is_reset = matches!(it.event, Event::Reset(_));
             Some((key.player.as_str().to_owned(), node.as_str().to_owned(), is_reset))
         });
-        assert_eq!(found.collect::<Vec<_>>(), model.feed[model.trimmed..]);
-        let mut rarity = this.runtime.block_on(store.rarity(&title("t"))).unwrap();
+        let found: Vec<_> = found.collect();
+        if P::IS_ONE_ORDER {
+            assert_eq!(found, expected);
+        } else {
+            assert_eq!(found.len(), expected.len());
+            for id in PLAYERS {
+                let of_player = |feed: &[FeedEvent]| {
+                    let mut feed = feed.to_vec();
+                    feed.retain(|it| it.as_ref().is_some_and(|(player, ..)| player == id));
+                    feed
+                };
+                assert_eq!(of_player(&found), of_player(&expected));
+            }
+        }
+    }
+
+    /// By servers that have counted nothing yet: a cluster may tell a count again for a while.
+    async fn check_rarity(&mut self, model: &Model) {
+        self.take(Step::Restart).await;
+        let mut rarity = self.servers[0].rarity(&title("t")).await.unwrap();
         rarity.completed.retain(|_, completed| *completed > 0);
         assert_eq!(rarity, model.rarity());
     }
 }
 
-prop_state_machine! {
-    #![proptest_config(ProptestConfig {
-        cases: histories(),
+/// Lets random histories happen, each in a place of its own.
+fn agrees<P: Place>(runtime: &Runtime, histories: u32, place: impl AsyncFn() -> P) {
+    let config = ProptestConfig {
+        cases: histories,
         max_shrink_iters: 200,
         failure_persistence: None,
+        source_file: Some(file!()),
+        test_name: Some(std::any::type_name::<P>()),
         ..ProptestConfig::default()
-    })]
+    };
+    let steps = Model::sequential_strategy(1..60);
+    let done = TestRunner::new(config).run(&steps, |(mut model, steps, seen)| {
+        let seen: Option<Arc<AtomicUsize>> = seen;
+        runtime.block_on(async {
+            let mut tested = Tested::new(place().await).await;
+            for step in steps {
+                // What was not seen is not tried again when a failure is made smaller.
+                if let Some(seen) = &seen {
+                    seen.fetch_add(1, Ordering::SeqCst);
+                }
+                model = <Model as ReferenceStateMachine>::apply(model, &step);
+                let answer = tested.take(step).await;
+                assert_eq!(answer, model.answer);
+                tested.check(&model).await;
+            }
+            tested.check_rarity(&model).await;
+        });
+        Ok(())
+    });
+    if let Err(error) = done {
+        panic!("{error}");
+    }
+}
 
-    #[test]
-    fn sled_agrees_with_plain_maps(sequential 1..60 => Tested);
+fn agrees_on_a_cluster<const PARTITIONS: u32>() {
+    let runtime = Runtime::new().unwrap();
+    let nats = Nats::start(1);
+    let count = AtomicUsize::new(0);
+    agrees(&runtime, histories().div_ceil(10), async || {
+        let prefix = format!("h{}", count.fetch_add(1, Ordering::SeqCst));
+        let address: Address = nats.url(&prefix).parse().unwrap();
+        let plan = Plan { partitions: PARTITIONS, replicas: 1 };
+        jetstream::init(&address, plan).await.unwrap();
+        Cluster::<PARTITIONS>(address)
+    });
+}
+
+#[test]
+fn sled_agrees_with_plain_maps() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    agrees(&runtime, histories(), async || make_dir());
+}
+
+#[test]
+fn two_servers_of_a_cluster_agree_with_plain_maps() {
+    agrees_on_a_cluster::<1>();
+}
+
+#[test]
+fn two_servers_of_a_cluster_of_several_partitions_agree_with_plain_maps() {
+    agrees_on_a_cluster::<4>();
 }
