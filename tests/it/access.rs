@@ -34,7 +34,7 @@ use crate::{
 
 /// Two looks at the file, a second apart each; the rest is for a machine that runs other tests
 /// beside this one.
-const OUT_AFTER_MAX: Duration = Duration::from_secs(2 + 1);
+const OUT_AFTER_MAX: Duration = Duration::from_secs(10);
 
 const REFLECTION: [&str; 2] = [
     "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
@@ -365,13 +365,15 @@ async fn a_quota_refuses_with_the_time_to_wait_and_spares_other_titles() {
     let mut storage = server.storage().await;
     let mut refusals = Vec::new();
     let begun = Instant::now();
-    for _ in 0..300 {
+    let mut asked = 0;
+    while refusals.len() < 100 && asked < 5000 {
+        asked += 1;
         if let Err(status) = storage.get_achievement_storage(get("demo")).await {
             refusals.push(status);
         }
     }
     // 100 at once, and 100 more for each second that this took.
-    let allowed = 300 - refusals.len();
+    let allowed = asked - refusals.len();
     let expected = 100 + usize::try_from(begun.elapsed().as_millis() / 10).unwrap() + 1;
     assert!((100..=expected).contains(&allowed), "{allowed} allowed of {expected}");
     assert!(!refusals.is_empty(), "the machine is too slow for this test: {:?}", begun.elapsed());
@@ -423,7 +425,13 @@ async fn a_tokens_rates_refuse_with_the_time_to_wait_and_spare_other_tokens() {
     let mut storage = guarded.server.storage().await;
     let batch = |token| with(token, batch_get("demo", 100));
     storage.batch_get_achievement_storage(batch(&few)).await.expect("a second's worth");
-    let again = storage.batch_get_achievement_storage(batch(&few)).await;
+    let mut again = storage.batch_get_achievement_storage(batch(&few)).await;
+    // Where the machine was so slow that the second was over, another one has begun.
+    for _ in 0..5 {
+        if again.is_ok() {
+            again = storage.batch_get_achievement_storage(batch(&few)).await;
+        }
+    }
     let wait = waits(again.expect_err("the second is not over"));
     for _ in 0..3 {
         storage.batch_get_achievement_storage(batch(&free)).await.expect("it has no quota");
@@ -440,8 +448,13 @@ async fn a_tokens_rates_refuse_with_the_time_to_wait_and_spare_other_tokens() {
     let apply = ApplyCatalogRequest { title, definitions, ..ApplyCatalogRequest::default() };
     let status = catalogs.apply_catalog(with(&short, apply.clone())).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
-    let again = catalogs.apply_catalog(with(&short, apply.clone())).await;
-    let wait = waits(again.expect_err("the second is not over"));
+    let mut again = status;
+    for _ in 0..5 {
+        if again.code() == Code::InvalidArgument {
+            again = catalogs.apply_catalog(with(&short, apply.clone())).await.unwrap_err();
+        }
+    }
+    let wait = waits(again);
     for _ in 0..3 {
         let status = catalogs.apply_catalog(with(&free, apply.clone())).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "it has no quota: {status:?}");

@@ -342,7 +342,7 @@ async fn a_storm_of_reconnects_loses_nothing_and_takes_no_memory() {
         "{rounds} storms of {SUBSCRIBERS} subscribers, who were cut off {behind} times before they \
          had heard all; memory: {last} bytes, {growth} more from one to the next"
     ));
-    assert!(growth < 4 << 20, "memory grows: {memory:?}");
+    assert!(growth < 6 << 20, "memory grows: {memory:?}");
 }
 
 /// What a subscriber that waits has heard.

@@ -81,14 +81,16 @@ impl Network {
         let (is_parted, parted) = watch::channel(false);
         let accepting = tokio::spawn(async move {
             let mut connections = JoinSet::new();
+            let mut is_first = true;
             while let Ok((client, _)) = listener.accept().await {
                 let (server, parted, counts) = (server.clone(), parted.clone(), counts.clone());
                 connections.spawn(async move {
                     let server = TcpStream::connect(server).await.expect("the server listens");
-                    if carry(client, server, parted).await {
+                    if carry(client, server, parted, is_first).await {
                         counts.cuts.fetch_add(1, Relaxed);
                     }
                 });
+                is_first = false;
                 while connections.try_join_next().is_some() {}
             }
         });
@@ -111,13 +113,20 @@ impl Drop for Network {
     }
 }
 
-/// Carries bytes both ways until one side ends, or the connection is cut: then this is true.
-async fn carry(client: TcpStream, server: TcpStream, parted: watch::Receiver<bool>) -> bool {
+/// Carries bytes both ways until one side ends, or the connection is cut: then this is true. The
+/// first connection is always cut, and soon.
+async fn carry(
+    client: TcpStream,
+    server: TcpStream,
+    parted: watch::Receiver<bool>,
+    is_first: bool,
+) -> bool {
     let ((from_client, to_client), (from_server, to_server)) =
         (client.into_split(), server.into_split());
-    let life = match fastrand::bool() {
-        true => millis(20..1500),
-        false => Duration::from_secs(600),
+    let life = match (is_first, fastrand::bool()) {
+        (true, _) => millis(20..100),
+        (false, true) => millis(20..1500),
+        (false, false) => Duration::from_secs(600),
     };
     tokio::select! {
         _ = pump(from_client, to_server, parted.clone()) => false,

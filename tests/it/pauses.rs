@@ -312,7 +312,8 @@ async fn a_pause_counts_nothing_twice_and_leaves_no_hole() {
     check(&resumed, &feed, |_| true);
     check(&filtered.await.unwrap(), &feed, |it| it.achievement_id == "second");
     let streams = resumed.iter().filter(|event| matches!(event, Event::Started(_))).count();
-    assert_eq!(streams, pauses() + 1, "it was cut at each pause");
+    // A pause may cut a stream off before it has begun.
+    assert!((2..=pauses() + 1).contains(&streams), "it was cut {streams} times");
 
     say(&format!(
         "{} pauses: {} sets and {} completions, each counted once; {} expired, of which {} were \
@@ -338,7 +339,7 @@ async fn a_long_pause_in_the_middle_of_a_commit_ends_no_writes() {
     let data = dir.path().join("data");
     let mut command = std::process::Command::new(crate::support::BINARY);
     command.args(["serve", "--listen=127.0.0.1:0", "--data"]).arg(&data);
-    command.env("FAILPOINTS", "before-sync=sleep(200)");
+    command.env("FAILPOINTS", "before-sync=sleep(2000)");
     let server = Server::run(command, &data.with_extension("log")).unwrap();
     server.apply(TITLE, &[("n", 1 << 50)]).await;
     let mut client = server.storage().await;

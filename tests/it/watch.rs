@@ -1,6 +1,6 @@
 //! The feed's contract, over the wire.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accolade::proto::v1::{
     ListCompletionsRequest, WatchCompletionsRequest, watch_completions_response::Event,
@@ -249,7 +249,11 @@ async fn a_slow_watch_ends_with_a_cursor_as_well() {
     let mut last = watch.completion().await.cursor;
     tokio::time::sleep(Duration::from_millis(300)).await;
     subject.server.terminate();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let start = Instant::now();
+    while !subject.server.log().contains("stopping: finishing") {
+        assert!(start.elapsed() < PATIENCE, "it does not stop");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let mut read = 1;
     let status = loop {
         match watch.event().await {

@@ -1,6 +1,7 @@
 //! Real NATS servers on loopback, as many as a test asks for.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{
         ErrorKind::{TimedOut, WouldBlock},
@@ -10,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, sleep},
@@ -132,22 +133,21 @@ fn program() -> PathBuf {
     program
 }
 
-/// Ports that are free now, and that no outgoing connection is given: a server that is killed must
-/// find its own again.
+/// Ports that are free, that nothing else in this process was given, and that no outgoing connection
+/// is given: a server that is killed must find its own again.
 fn free_ports<const N: usize>() -> [u16; N] {
     // Below what Linux gives to outgoing connections (`ip_local_port_range`).
     const RANGE: std::ops::Range<u16> = 15_000..32_000;
-    let mut taken: Vec<u16> = Vec::new();
-    for _ in 0..1000 {
-        let port = fastrand::u16(RANGE);
-        if !taken.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            taken.push(port);
-        }
-        if let Ok(ports) = <[u16; N]>::try_from(taken.as_slice()) {
-            return ports;
-        }
-    }
-    panic!("no ports are free");
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap();
+    let mut tries = (0..1000).map(|_| fastrand::u16(RANGE));
+    std::array::from_fn(|_| {
+        let is_free =
+            |port: &u16| !given.contains(port) && TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        let port = tries.find(is_free).expect("a port is free");
+        given.insert(port);
+        port
+    })
 }
 
 /// What the program says of a configuration.
