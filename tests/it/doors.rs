@@ -41,7 +41,7 @@ fn ask(server: &Server, line: &str, headers: &str, body: &str) -> Answer {
     let mut stream = connect(server);
     let length = body.len();
     let head = format!("{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}");
-    write!(stream, "{head}Content-Length: {length}\r\n\r\n{body}").unwrap();
+    stream.write_all(format!("{head}Content-Length: {length}\r\n\r\n{body}").as_bytes()).unwrap();
     read(stream)
 }
 
@@ -108,7 +108,11 @@ async fn a_caller_without_a_token_is_refused_before_its_message_is_read() {
     let server = Server::start(&dir.path().join("data"), &args);
     let mut stream = connect(&server);
     let head = "Content-Type: application/json\r\nContent-Length: 1000\r\nConnection: close";
-    write!(stream, "POST /{SERVICE}/{GET} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n").unwrap();
+    stream
+        .write_all(
+            format!("POST /{SERVICE}/{GET} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n").as_bytes(),
+        )
+        .unwrap();
     let answer = read(stream);
     assert_eq!((answer.status, answer.reason().as_str()), (401, "TOKEN_MISSING"));
 
@@ -128,7 +132,11 @@ async fn a_message_that_does_not_come_is_waited_for_until_the_deadline() {
     let begun = Instant::now();
     let head = "Content-Type: application/json\r\nContent-Length: 10\r\nConnect-Timeout-Ms: 300";
     let head = format!("{head}\r\nConnection: close");
-    write!(stream, "POST /{SERVICE}/{GET} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n").unwrap();
+    stream
+        .write_all(
+            format!("POST /{SERVICE}/{GET} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n").as_bytes(),
+        )
+        .unwrap();
     let answer = read(stream);
     assert_eq!((answer.status, answer.reason().as_str()), (504, "DEADLINE_EXCEEDED"));
     assert!(begun.elapsed() >= Duration::from_millis(300));
@@ -158,7 +166,11 @@ async fn a_connection_that_asks_nothing_more_is_closed() {
     let mut stream = connect(&server);
     stream.set_read_timeout(Some(IDLE_MAX + PATIENCE)).unwrap();
     let head = format!("Content-Type: application/json\r\nContent-Length: {}", ONE.len());
-    write!(stream, "POST /{SERVICE}/{GET} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n{ONE}").unwrap();
+    stream
+        .write_all(
+            format!("POST /{SERVICE}/{GET} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n{ONE}").as_bytes(),
+        )
+        .unwrap();
     let begun = Instant::now();
     let answer = read(stream);
     assert_eq!(answer.status, 200);

@@ -148,9 +148,13 @@ fn to_the_admin_listener(server: &Server, token: &str) {
     for path in ["/metrics", "/\x1b[2J", "/%1b[2J"] {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nEvil: \x1b[2J\r\n").unwrap();
-        write!(stream, "Authorization: Bearer {token}\r\nConnection: close\r\n\r\n").unwrap();
-        stream.read_to_end(&mut Vec::new()).unwrap();
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nEvil: \x1b[2J\r\nAuthorization: Bearer {token}\r\n\
+             Connection: close\r\n\r\n"
+        );
+        // It may be refused, and the connection closed, before all of it is read.
+        let _ = stream.write_all(request.as_bytes());
+        let _ = stream.read_to_end(&mut Vec::new());
     }
 }
 
