@@ -2,6 +2,7 @@
 
 use std::{
     ops::Range,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,11 +18,31 @@ use crate::{
         NodeUpdate, PlayerId, PlayerKey, PlayerUpdate, RequestId, SetUpdate, SubscriptionName,
         Title, Version,
     },
+    store::jetstream::{self, Address, Plan},
 };
 
 #[allow(dead_code, reason = "shared with the tests from outside")]
 #[path = "../tests/support/nats.rs"]
 pub(crate) mod nats;
+
+/// A cluster of one server, laid out.
+pub(crate) async fn cluster(partitions: u32) -> (nats::Nats, Address) {
+    // In memory where there is such a folder: what is answered late is asked again, and some tests
+    // count.
+    let memory = Path::new("/dev/shm");
+    let dir = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    let start = move || nats::Nats::start_in(&dir, 1, nats::Ways::Direct);
+    let nats = tokio::task::spawn_blocking(start).await.unwrap();
+    let address = lay_out(&nats, "ach", partitions).await;
+    (nats, address)
+}
+
+/// Lays an installation of that prefix out.
+pub(crate) async fn lay_out(nats: &nats::Nats, prefix: &str, partitions: u32) -> Address {
+    let address: Address = nats.url(prefix).parse().unwrap();
+    jetstream::init(&address, Plan { partitions, replicas: 1 }).await.unwrap();
+    address
+}
 
 /// A clock that stands where it was put.
 #[derive(Default)]

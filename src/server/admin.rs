@@ -23,7 +23,7 @@ use super::connections::{Connection, ConnectionLimits, Places};
 use crate::{
     catalog::Catalogs,
     metrics::METRICS,
-    store::{Store, StoreHealth},
+    store::{Store, StoreError, StoreHealth},
 };
 
 /// The text format of OpenMetrics 1.0.
@@ -37,6 +37,9 @@ const LIMITS: ConnectionLimits = ConnectionLimits { all: 64, of_an_address: 64 }
 
 /// How often the data folder is measured.
 const STORE_BYTES_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Longest wait for the lags of subscriptions, so that a scrape has the rest in time.
+const LAGS_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Answers `/metrics`, `/livez` and `/readyz`; not ready once `drain` is cancelled.
 pub(super) async fn serve(
@@ -94,18 +97,28 @@ impl Listener for AdminListener {
     }
 }
 
-/// The lags of subscriptions are those of this moment.
+/// The lags of subscriptions are those of this moment; where the store does not tell them in time,
+/// those that were told last.
 async fn metrics(store: Arc<dyn Store>, catalogs: Catalogs) -> impl IntoResponse {
+    if let Ok(Ok(lags)) = time::timeout(LAGS_TIME_MAX, lags(&*store, &catalogs)).await {
+        METRICS.subscription_lags(lags.into_iter());
+    }
+    ([(CONTENT_TYPE, OPEN_METRICS)], METRICS.text())
+}
+
+/// How far each subscription is behind: its title, its name, and how many completions.
+async fn lags(
+    store: &dyn Store,
+    catalogs: &Catalogs,
+) -> Result<Vec<(String, String, u64)>, StoreError> {
     let mut lags = Vec::new();
     for title in catalogs.all().keys() {
-        let all = store.subscriptions(title).await.unwrap_or_default();
-        let told = all
-            .into_iter()
-            .map(|it| (title.as_str().to_owned(), it.name.as_str().to_owned(), it.lag));
-        lags.extend(told);
+        let told = store.subscriptions(title).await?.into_iter();
+        lags.extend(
+            told.map(|it| (title.as_str().to_owned(), it.name.as_str().to_owned(), it.lag)),
+        );
     }
-    METRICS.subscription_lags(lags.into_iter());
-    ([(CONTENT_TYPE, OPEN_METRICS)], METRICS.text())
+    Ok(lags)
 }
 
 /// Keeps the size of the data folder up to date.

@@ -1,7 +1,11 @@
 //! `StreamSetAchievementStorage`: many sets under way on one stream.
 
 use async_stream::try_stream;
-use futures_util::stream::FuturesUnordered;
+use futures_util::{
+    FutureExt,
+    future::{Fuse, FusedFuture},
+    stream::FuturesUnordered,
+};
 use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
@@ -31,19 +35,28 @@ pub(super) fn stream_set(
         let broken = api.poisoned();
         tokio::pin!(stopped, broken);
         let mut under_way = FuturesUnordered::new();
+        // The set that waits for its place in the store.
+        let taking = Fuse::terminated();
+        tokio::pin!(taking);
         let mut end = None;
         loop {
             tokio::select! {
                 biased;
-                () = &mut stopped, if end.is_none() => end = Some(Err(status::draining())),
+                () = &mut stopped, if end.is_none() => {
+                    end = Some(Err(status::draining()));
+                    taking.set(Fuse::terminated());
+                }
                 () = &mut broken, if end.is_none() || !under_way.is_empty() => {
                     end = Some(Err(status::from_store(StoreError::Poisoned)));
                     break;
                 }
-                request = requests.next(), if end.is_none() && under_way.len() < limit => {
+                taken = &mut taking, if !taking.is_terminated() => under_way.push(taken),
+                // Each set has its place in the store before the next is looked at.
+                request = requests.next(),
+                    if end.is_none() && taking.is_terminated() && under_way.len() < limit =>
+                {
                     match request {
-                        // Each set has its place in the store before the next is looked at.
-                        Some(Ok(request)) => under_way.push(take(&api, &caller, request).await),
+                        Some(Ok(request)) => taking.set(take(&api, &caller, request).fuse()),
                         Some(Err(status)) => end = Some(Err(status::from_stream(&status))),
                         None => end = Some(Ok(())),
                     }

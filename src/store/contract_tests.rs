@@ -1,19 +1,16 @@
 //! What every store must do, run on each of them.
 
-use std::{any::Any, collections::BTreeSet, path::Path, sync::Arc};
+use std::{any::Any, collections::BTreeSet, sync::Arc};
 
 use super::{
     ApplyError, CatalogError, FeedError, FeedSource, MemoryStore, Retention, SUBSCRIPTIONS_MAX,
-    Store, Subscription, SubscriptionError,
-    jetstream::{self, Address, JetStreamStore, Plan},
-    sled::SledStore,
+    Store, Subscription, SubscriptionError, jetstream::JetStreamStore, sled::SledStore,
 };
 use crate::{
     domain::{Change, Cursor, EpochSeconds, Refusal, Verdict},
     testing::{
-        TestClock, Update, catalog, completion_of,
-        nats::{Nats, Ways},
-        node_id, player, player_of, subscription, title,
+        TestClock, Update, catalog, cluster, completion_of, node_id, player, player_of,
+        subscription, title,
     },
 };
 
@@ -41,19 +38,9 @@ pub(super) fn on_sled() -> Subject {
 
 pub(super) async fn on_jetstream() -> Subject {
     let clock = TestClock::at(1000);
-    let nats = tokio::task::spawn_blocking(quick_nats).await.unwrap();
-    let address: Address = nats.url("ach").parse().unwrap();
-    jetstream::init(&address, Plan { partitions: 1, replicas: 1 }).await.unwrap();
+    let (nats, address) = cluster(1).await;
     let store = JetStreamStore::open(&address, 1 << 20, clock.clone()).await.unwrap();
     Subject { store: Arc::new(store), clock, _kept: Box::new(nats) }
-}
-
-/// In memory where there is such a folder: what is answered late counts less there, and some tests
-/// count.
-fn quick_nats() -> Nats {
-    let memory = Path::new("/dev/shm");
-    let dir = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    Nats::start_in(&dir, 1, Ways::Direct)
 }
 
 /// Declares each test once and runs it on every store.

@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 
 use super::{
     ApplyError, FeedError, Rarity, Retention, Store,
-    jetstream::{self, Address, JetStreamStore, Plan},
+    jetstream::{Address, JetStreamStore},
     sled::SledStore,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
         Change, Cursor, EpochSeconds, Event, Outcome, PlayerUpdate, Reason, Record, Refusal,
         RequestId, ResetUpdate, State, Version, decide, decide_reset,
     },
-    testing::{TestClock, Update, nats::Nats, node_id, player, title},
+    testing::{TestClock, Update, lay_out, nats::Nats, node_id, player, title},
 };
 
 const PLAYERS: [&str; 3] = ["a", "b", "ab"];
@@ -390,10 +390,7 @@ fn agrees_on_a_cluster<const PARTITIONS: u32>() {
     let count = AtomicUsize::new(0);
     agrees(&runtime, histories().div_ceil(10), async || {
         let prefix = format!("h{}", count.fetch_add(1, Ordering::SeqCst));
-        let address: Address = nats.url(&prefix).parse().unwrap();
-        let plan = Plan { partitions: PARTITIONS, replicas: 1 };
-        jetstream::init(&address, plan).await.unwrap();
-        Cluster::<PARTITIONS>(address)
+        Cluster::<PARTITIONS>(lay_out(&nats, &prefix, PARTITIONS).await)
     });
 }
 

@@ -308,6 +308,23 @@ async fn items_that_do_not_go_together_are_refused_whole(subject: Subject) {
     assert_eq!(subject.events().await, ["own"]);
 }
 
+/// Such a store numbers nothing, and refuses what it cannot tell from its own all the same.
+#[tokio::test]
+async fn jetstream_refuses_to_mix_completions_with_its_own() {
+    let source = memory();
+    source.fill().await;
+    let items = source.items().await;
+    let is_event = |item: &&Item| matches!(item, Item::Entry { .. });
+    let events: Vec<_> = items.iter().filter(is_event).cloned().collect();
+    let subject = on_jetstream().await;
+    subject.import(events[..1].to_vec()).await.unwrap();
+    subject.complete("own", "n").await;
+    assert_refused(subject.import(events.clone()).await, 1, "completions of its own");
+    // What is here already changes nothing.
+    assert_eq!(subject.import(events[..1].to_vec()).await.unwrap().present, 1);
+    assert_eq!(subject.events().await.last().unwrap(), "own");
+}
+
 #[tokio::test]
 async fn sled_refuses_items_that_do_not_go_together() {
     items_that_do_not_go_together_are_refused_whole(on_sled()).await;

@@ -37,11 +37,16 @@ async fn erase_all(
     let (stream, subject) =
         (cluster.names.stream(partition), cluster.names.document(partition, player));
     let mut erased = Erased::default();
+    // Of the document that was to be removed last: an attempt whose answer was lost may have been
+    // the one.
+    let mut records = 0;
     loop {
         let known = players.read(player).await?;
         if known.sequence == 0 {
+            erased.records += records;
             return Ok(erased);
         }
+        records = known.document.records.len() as u64;
         // An export that was begun before is told to begin anew.
         count_erasure(cluster, partition, player, 0).await?;
         let mut removed = 0;
@@ -54,7 +59,7 @@ async fn erase_all(
         erased.events += removed;
         // Where somebody has written it meanwhile, there is more to erase.
         if gone > 0 {
-            erased.records += known.document.records.len() as u64;
+            erased.records += records;
             return Ok(erased);
         }
     }
@@ -89,5 +94,12 @@ async fn remove(
     if *whose != player.player.as_str() {
         return Ok(false);
     }
-    cluster.wire.delete(&stream, sequence).await
+    if !cluster.wire.delete(&stream, sequence).await? {
+        // An attempt whose answer was lost may have been the one; or it was refused.
+        let found = cluster.wire.next(&stream, &subject, sequence).await?;
+        if found.is_some_and(|found| found.sequence == sequence) {
+            return Err(StoreError::Unavailable("an event could not be removed".to_owned()));
+        }
+    }
+    Ok(true)
 }

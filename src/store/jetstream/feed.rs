@@ -286,7 +286,8 @@ async fn trim_part(
         }
         // Another server trims this feed as well.
         if !pauses.wait().await {
-            return Ok(0);
+            let error = "the state of a feed could not be written".to_owned();
+            return Err(StoreError::Unavailable(error));
         }
     }
 }

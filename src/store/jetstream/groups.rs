@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join_all;
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     time::{Instant, sleep},
@@ -24,7 +25,7 @@ use super::{
     cluster::Cluster,
     wire::{StoredMessage, Write, Written},
 };
-use crate::store::StoreError;
+use crate::{metrics::METRICS, store::StoreError};
 
 /// Most messages of a batch, of the 1000 that JetStream takes.
 const MESSAGES_MAX: usize = 900;
@@ -188,10 +189,7 @@ async fn run_reads(
         tokio::spawn(async move {
             let subjects: BTreeSet<_> = reads.iter().map(|read| read.subject.clone()).collect();
             let subjects: Vec<_> = subjects.into_iter().collect();
-            let told = match freshness {
-                Freshness::Any => read_any(&cluster, partition, &subjects).await,
-                Freshness::Now => read_now(&cluster, partition, subjects).await,
-            };
+            let told = read(&cluster, partition, subjects, freshness).await;
             for read in reads {
                 let _ = read.answer.send(match &told {
                     // Several may ask for the same.
@@ -206,31 +204,86 @@ async fn run_reads(
 
 type Found = HashMap<String, StoredMessage>;
 
+/// A message that was written first; whoever has it has all that was stored before.
+struct Mark {
+    subject: String,
+    sequence: u64,
+}
+
+/// Reads subjects together; in parts, where they are too large.
+async fn read(
+    cluster: &Cluster,
+    partition: u32,
+    subjects: Vec<String>,
+    freshness: Freshness,
+) -> Result<Found, StoreError> {
+    let mark = match freshness {
+        Freshness::Any => None,
+        Freshness::Now => {
+            let subject = cluster.names.mark(partition);
+            let sequence = cluster.wire.mark(&subject).await?;
+            Some(Mark { subject, sequence })
+        }
+    };
+    let mut found = Found::new();
+    let mut parts = vec![subjects];
+    while let Some(mut part) = parts.pop() {
+        let is_whole = match &mark {
+            None => read_any(cluster, partition, &part, &mut found).await?,
+            Some(mark) => read_now(cluster, partition, &part, mark, &mut found).await?,
+        };
+        if !is_whole {
+            let rest = part.split_off(part.len() / 2);
+            if part.is_empty() {
+                let subject = &rest[0];
+                return Err(StoreError::Corrupt(format!("`{subject}` is larger than a message")));
+            }
+            parts.extend([part, rest]);
+        }
+    }
+    Ok(found)
+}
+
+/// Adds what any replica has; tells whether it could be read together.
 async fn read_any(
     cluster: &Cluster,
     partition: u32,
     subjects: &[String],
-) -> Result<Found, StoreError> {
+    found: &mut Found,
+) -> Result<bool, StoreError> {
     let stream = cluster.names.stream(partition);
-    let messages = cluster.wire.last_of_any(&stream, subjects).await?;
-    Ok(messages.into_iter().map(|message| (message.subject.clone(), message)).collect())
+    let Some(messages) = cluster.wire.last_of_any(&stream, subjects).await? else {
+        return Ok(false);
+    };
+    found.extend(messages.into_iter().map(|message| (message.subject.clone(), message)));
+    Ok(true)
 }
 
-/// Reads what is true at a moment behind all who wait.
+/// Adds what is true at a moment behind all who wait; tells whether it could be read together.
 async fn read_now(
     cluster: &Cluster,
     partition: u32,
-    mut subjects: Vec<String>,
-) -> Result<Found, StoreError> {
-    let mark = cluster.names.mark(partition);
-    let sequence = cluster.wire.mark(&mark).await?;
-    subjects.push(mark.clone());
+    subjects: &[String],
+    mark: &Mark,
+    found: &mut Found,
+) -> Result<bool, StoreError> {
+    let mut asked = subjects.to_vec();
     let start = Instant::now();
     while start.elapsed() < BEHIND_TIME_MAX {
-        let found = read_any(cluster, partition, &subjects).await?;
-        let has_mark = found.get(&mark).is_some_and(|mark| mark.sequence >= sequence);
-        if has_mark && all_are_there(cluster, &mark, &subjects, &found).await? {
-            return Ok(found);
+        asked.push(mark.subject.clone());
+        let mut here = Found::new();
+        if !read_any(cluster, partition, &asked, &mut here).await? {
+            return Ok(false);
+        }
+        asked.pop();
+        let has_mark = here.remove(&mark.subject).is_some_and(|it| it.sequence >= mark.sequence);
+        if has_mark {
+            asked.retain(|subject| !here.contains_key(subject));
+            found.extend(here);
+            asked = not_proven(cluster, mark, asked).await?;
+            if asked.is_empty() {
+                return Ok(true);
+            }
         }
         // The replica that was asked is behind, or something was replaced just then.
         sleep(BEHIND_PAUSE).await;
@@ -238,20 +291,18 @@ async fn read_now(
     Err(StoreError::Unavailable("a replica does not catch up with its leader".to_owned()))
 }
 
-/// Whether what was not found is not there. A document is replaced with every write, and who reads
-/// it at that moment may see neither; so silence is no proof. A write is, which asks for it.
-async fn all_are_there(
+/// Those of some subjects that may be there, though they were not found. A document is replaced
+/// with every write, and who reads it at that moment may see neither; so silence is no proof that
+/// there is none. A write is, which asks for it.
+async fn not_proven(
     cluster: &Cluster,
-    mark: &str,
-    subjects: &[String],
-    found: &Found,
-) -> Result<bool, StoreError> {
-    for subject in subjects.iter().filter(|subject| !found.contains_key(*subject)) {
-        if !cluster.wire.mark_without(mark, subject).await? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    mark: &Mark,
+    missing: Vec<String>,
+) -> Result<Vec<String>, StoreError> {
+    let proofs = missing.iter().map(|subject| cluster.wire.mark_without(&mark.subject, subject));
+    let proofs = try_join_all(proofs).await?;
+    let unproven = missing.into_iter().zip(proofs).filter(|(_, is_proven)| !is_proven);
+    Ok(unproven.map(|(subject, _)| subject).collect())
 }
 
 fn size(part: &Part) -> usize {
@@ -261,7 +312,11 @@ fn size(part: &Part) -> usize {
 async fn write(cluster: &Cluster, parts: Vec<Part>) {
     let (ends, writes) = joined(&parts);
     let count = writes.len() as u64;
+    let start = Instant::now();
     let written = cluster.wire.write(writes).await;
+    if matches!(written, Written::Stored(_)) {
+        METRICS.group(parts.len(), start.elapsed());
+    }
     let is_alone = parts.len() == 1;
     for (part, end) in parts.into_iter().zip(ends) {
         let _ = part.answer.send(match &written {

@@ -59,6 +59,8 @@ struct Part {
     /// When the last of them was stored.
     newest_stored_at: EpochSeconds,
     trimmed_through: u64,
+    /// Whether the last event there is was not imported.
+    has_own: bool,
     changed: Vec<PlayerId>,
 }
 
@@ -127,6 +129,14 @@ impl<'a> Step<'a> {
         let trimmed = feed::trimmed_through(cluster, title).await?;
         let parts = trimmed.into_iter();
         let parts = parts.map(|trimmed_through| Part { trimmed_through, ..Part::default() });
+        let mut parts: Vec<_> = parts.collect();
+        if items.iter().any(|item| matches!(item, Item::Entry { .. })) {
+            for (partition, part) in cluster.partitions().zip(&mut parts) {
+                let newest = cluster.newest(partition, title).await?;
+                let newest = newest.as_ref().map(read_row::<CompletionRow>).transpose()?;
+                part.has_own = newest.is_some_and(|row| row.source_position == 0);
+            }
+        }
         let ids: BTreeSet<_> = items.iter().filter_map(player_of).cloned().collect();
         let reads = ids.into_iter().map(|player| async move {
             let key = PlayerKey { title: title.clone(), player };
@@ -134,7 +144,7 @@ impl<'a> Step<'a> {
             Ok::<_, StoreError>((key.player, known))
         });
         let documents = stream::iter(reads).buffer_unordered(READS).try_collect().await?;
-        Ok(Self { cluster, title, parts: parts.collect(), documents })
+        Ok(Self { cluster, title, parts, documents })
     }
 
     /// Takes items, as many as are written at once; tells how many those are.
@@ -178,6 +188,11 @@ impl<'a> Step<'a> {
                 if here.record.state.version >= version && part.trimmed_through > 0 {
                     // It may have been here, and have left the feed.
                     return Ok(Fate::Kept);
+                }
+                if part.has_own {
+                    let problem = "is an event that is not here, and the title has completions of \
+                                   its own: import into a title that has none";
+                    return Err(Trouble::Refused(problem.to_owned()));
                 }
                 let place = PENDING + part.events.len() as u64;
                 let after = after_event(&here, &entry.event, place, part.trimmed_through)?;

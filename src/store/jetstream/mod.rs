@@ -2,14 +2,14 @@
 //! own; consensus, replication and durability are JetStream's.
 //!
 //! Rooms: `address`, `layout` (made once, checked at start), `names`; `wire` is all that is said to
-//! JetStream, `cluster` what is shared by the rest. A set goes through `players` (queue, compare
+//! JetStream, `reach` whether a majority answers, `cluster` what is shared by the rest. A set goes through `players` (queue, compare
 //! and swap, unknown outcomes), `draft` (the rules) and `document` (the format). `feed` and
-//! `places` are feeds and their cursors; `subscriptions` (with `claims`), `catalogs`,
-//! `scan`, `erase` and `import` are what their names say; `monitor` asks servers about themselves.
+//! `places` are feeds and their cursors; `subscriptions`, `catalogs`, `scan`, `erase`
+//! and `import` are what their names say; `words` is what servers say to each other, and `monitor`
+//! asks those of NATS about themselves.
 
 mod address;
 mod catalogs;
-mod claims;
 mod cluster;
 mod document;
 mod draft;
@@ -23,9 +23,11 @@ mod names;
 mod patience;
 mod places;
 mod players;
+mod reach;
 mod scan;
 mod subscriptions;
 mod wire;
+mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,7 +43,7 @@ use tokio::{
 };
 
 use self::{
-    claims::Claims, cluster::Cluster, names::Names, players::Players, scan::Counted, wire::Wire,
+    cluster::Cluster, names::Names, players::Players, scan::Counted, wire::Wire, words::Words,
 };
 use super::{
     Answered, Bookmark, CatalogError, Erased, FeedBounds, FeedError, FeedSource, ImportError,
@@ -64,15 +66,18 @@ pub use names::PARTITIONS_MAX;
 /// How often catalogues are looked for, in case that something said of them was lost.
 const CATALOGS_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How often it is asked whether a majority answers, where nothing shows it.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// See the module.
 pub struct JetStreamStore {
     cluster: Arc<Cluster>,
     players: Arc<Players>,
-    counted: Counted,
+    counted: Arc<Counted>,
     health: watch::Sender<StoreHealth>,
     catalog_changes: watch::Sender<()>,
-    claims: Claims,
-    listening: [AbortHandle; 2],
+    words: Words,
+    listening: [AbortHandle; 3],
 }
 
 /// Makes an installation, or what is missing of it.
@@ -120,10 +125,11 @@ impl JetStreamStore {
         let _ = look(&cluster).await;
         let players = Arc::new(Players::new(cluster.clone(), cache_bytes));
         let catalog_changes = watch::Sender::new(());
-        let claims = Claims::default();
+        let words = Words::default();
         let listening = [
             tokio::spawn(listen(cluster.clone(), catalog_changes.clone())).abort_handle(),
-            tokio::spawn(claims.clone().listen(cluster.clone())).abort_handle(),
+            tokio::spawn(words.clone().listen(cluster.clone(), players.clone())).abort_handle(),
+            tokio::spawn(probe(cluster.clone())).abort_handle(),
         ];
         tracing::info!(
             cluster = %address.shown(),
@@ -134,10 +140,10 @@ impl JetStreamStore {
         Ok(Self {
             cluster,
             players,
-            counted: Counted::default(),
+            counted: Arc::default(),
             health,
             catalog_changes,
-            claims,
+            words,
             listening,
         })
     }
@@ -160,6 +166,17 @@ async fn look(cluster: &Cluster) -> Result<(), StoreError> {
         cluster.see(partition, cluster.wire.counts_once(&stream, &subject).await?.1);
     }
     Ok(())
+}
+
+/// Writes something that says nothing where it is not known whether a majority answers, so that this
+/// does not depend on what clients do.
+async fn probe(cluster: Arc<Cluster>) {
+    for partition in cluster.partitions().cycle() {
+        sleep(PROBE_INTERVAL).await;
+        if cluster.wire.is_in_doubt() {
+            let _ = cluster.wire.mark(&cluster.names.mark(partition)).await;
+        }
+    }
 }
 
 /// Wakes whoever waits for catalogues that other servers replace.
@@ -237,7 +254,10 @@ impl Operations for JetStreamStore {
     }
 
     async fn erase_player(&self, player: &PlayerKey) -> Result<Erased, StoreError> {
-        erase::erase(&self.cluster, &self.players, player).await
+        let erased = erase::erase(&self.cluster, &self.players, player).await?;
+        // What other servers keep in memory goes with it; if they do not hear of it, in time.
+        let _ = self.words.say_erased(&self.cluster, player).await;
+        Ok(erased)
     }
 
     async fn rarity(&self, title: &Title) -> Result<Rarity, StoreError> {
@@ -350,11 +370,11 @@ impl Store for JetStreamStore {
         name: &SubscriptionName,
         claim: u64,
     ) -> Result<(), StoreError> {
-        self.claims.say(&self.cluster, title, name, claim).await
+        self.words.say_claim(&self.cluster, title, name, claim).await
     }
 
     fn claims(&self) -> broadcast::Receiver<(Title, SubscriptionName, u64)> {
-        self.claims.heard.subscribe()
+        self.words.claims.subscribe()
     }
 
     async fn subscriptions(&self, title: &Title) -> Result<Vec<Subscription>, StoreError> {
@@ -368,7 +388,7 @@ impl Store for JetStreamStore {
     ) -> Result<(), SubscriptionError> {
         let claim = subscriptions::delete(&self.cluster, title, name).await?;
         // Consumers on other servers end; if they do not hear of it, with their next ack.
-        let _ = self.claims.say(&self.cluster, title, name, claim).await;
+        let _ = self.words.say_claim(&self.cluster, title, name, claim).await;
         Ok(())
     }
 

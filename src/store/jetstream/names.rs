@@ -168,9 +168,9 @@ impl Names {
         subject.split('.').nth(2)?.parse().ok()
     }
 
-    /// Where a server says that it has a consumer of a subscription.
-    pub(super) fn on_claims(&self) -> String {
-        format!("{}.on.claim", self.prefix)
+    /// Where servers say things to each other.
+    pub(super) fn on_words(&self) -> String {
+        format!("{}.on.words", self.prefix)
     }
 }
 

@@ -33,7 +33,8 @@ use crate::{
     store::{Applied, ApplyError, ResetDone, ResetError, StoreError, frame, rows::event_to_row},
 };
 
-/// Most updates that wait. A caller beyond that waits for a place, no longer than its deadline.
+/// Most updates of a partition that wait. A caller beyond that waits for a place, no longer than its
+/// deadline; one whose player is in another partition does not.
 const WAITING_MAX: usize = 4096;
 
 /// Most updates that are written as one: with so many events each, a batch has less than the 1000
@@ -66,7 +67,8 @@ impl Known {
 pub(super) struct Players {
     cluster: Arc<Cluster>,
     queues: Mutex<HashMap<PlayerKey, VecDeque<Job>>>,
-    places: Arc<Semaphore>,
+    /// Of each partition.
+    places: Vec<Arc<Semaphore>>,
     groups: Groups,
     /// Documents as this server wrote them last.
     known: Cache<PlayerKey, Arc<Known>, ByBytes>,
@@ -76,7 +78,23 @@ pub(super) struct Players {
 
 struct Job {
     asked: Asked,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
+}
+
+/// One of those that may wait.
+struct Place(#[allow(dead_code, reason = "it is held")] OwnedSemaphorePermit);
+
+impl Place {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
+        METRICS.updates_waiting.inc();
+        Self(permit)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        METRICS.updates_waiting.dec();
+    }
 }
 
 enum Asked {
@@ -140,10 +158,11 @@ impl Players {
         const PLAYER_BYTES: u64 = 1024;
         let players = usize::try_from(cache_bytes / PLAYER_BYTES).unwrap_or(usize::MAX).max(1);
         let groups = Groups::start(&cluster);
+        let places = cluster.partitions().map(|_| Arc::new(Semaphore::new(WAITING_MAX))).collect();
         Self {
             cluster,
             queues: Mutex::default(),
-            places: Arc::new(Semaphore::new(WAITING_MAX)),
+            places,
             groups,
             known: Cache::with_weighter(players, cache_bytes, ByBytes),
             writer_id: fastrand::u64(..),
@@ -204,11 +223,10 @@ impl Players {
 
     /// Gives something its place behind what waits for the same player.
     async fn queue(self: &Arc<Self>, player: PlayerKey, asked: Asked) -> Result<(), StoreError> {
-        let place = self.places.clone().acquire_owned().await;
+        let places = &self.places[self.cluster.names.partition(&player) as usize];
+        let place = places.clone().acquire_owned().await;
         let place = place.map_err(|error| StoreError::Failed(error.to_string()))?;
-        let waiting = WAITING_MAX - self.places.available_permits();
-        METRICS.updates_waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
-        let job = Job { asked, _place: place };
+        let job = Job { asked, _place: Place::new(place) };
         let is_idle = {
             let mut queues = self.queues.lock();
             match queues.get_mut(&player) {
@@ -374,6 +392,10 @@ impl Players {
         writes.push(Write { subject, value: Bytes::from(value), replaces: Some(based_on) });
         self.known.remove(player);
         let attempt = self.send(partition, player, writes, write, based_on).await;
+        if matches!(attempt, Attempt::Stored(_) | Attempt::Overwritten(_)) {
+            let completions = events.iter().filter(|it| matches!(it, Event::Completion(_)));
+            METRICS.completions.inc_by(completions.count() as u64);
+        }
         if let Attempt::Stored(sequence) = attempt {
             document.place(sequence, events.len()).expect("JetStream numbers a batch from 1 on");
             let known = Known { document, sequence, bytes };
@@ -517,5 +539,34 @@ fn too_large(asked: Asked, bytes: usize, bytes_max: usize) {
         }
         // A reset takes an extra away, and adds a few bytes.
         Asked::Reset(_, answer) => drop(answer.send(Err(ResetError::TooMany))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use crate::{
+        store::{Operations, Store, jetstream::JetStreamStore},
+        testing::{TestClock, Update, cluster, player},
+    };
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_erased_player_leaves_the_memory_of_every_server() {
+        let (_nats, address) = cluster(1).await;
+        let open = || JetStreamStore::open(&address, 1 << 20, TestClock::at(1));
+        let (a, b) = (open().await.unwrap(), open().await.unwrap());
+        let knows = |of: &JetStreamStore| of.players.known.get(&player("t", "p")).is_some();
+        let start = Instant::now();
+        // What servers say to each other may be lost, while one of them only begins to listen.
+        while {
+            a.apply(Update::of("t", "p").delta("n", 1, 1).build()).await.unwrap();
+            assert!(knows(&a), "it wrote it last");
+            assert_eq!(b.erase_player(&player("t", "p")).await.unwrap().records, 1);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            knows(&a)
+        } {
+            assert!(start.elapsed() < Duration::from_secs(30), "it is not forgotten");
+        }
     }
 }

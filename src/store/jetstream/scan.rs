@@ -9,9 +9,9 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::watch;
 
-use super::{cluster::Cluster, document::Document, names::Names};
+use super::{cluster::Cluster, document::Document, names::Names, wire::READ_BYTES_MAX};
 use crate::{
     domain::{NodeId, PlayerId, Title},
     store::{Bookmark, PlayerRecords, Rarity, StoreError, StoredRecord},
@@ -20,25 +20,36 @@ use crate::{
 /// Documents of one page.
 const PAGE: usize = 256;
 
-/// Most bytes of one page, but for its last document.
-const PAGE_BYTES_MAX: usize = 4 << 20;
-
 /// Counts are used again for so many times as long as counting took.
 const FRESH_TIMES: u32 = 20;
 
 /// Counts that took no longer are never used again.
 const QUICK: Duration = Duration::from_millis(100);
 
-/// What was counted of titles last.
+/// What was counted of titles last, and what is being counted.
 #[derive(Default)]
 pub(super) struct Counted {
-    titles: Mutex<HashMap<Title, Arc<AsyncMutex<Option<Count>>>>>,
+    titles: Mutex<HashMap<Title, Counting>>,
+}
+
+#[derive(Default)]
+struct Counting {
+    last: Option<Arc<Count>>,
+    running: Option<watch::Receiver<Option<Result<Arc<Count>, StoreError>>>>,
 }
 
 struct Count {
     rarity: Rarity,
-    at: Instant,
+    began: Instant,
     took: Duration,
+}
+
+impl Count {
+    /// Whether it may be told to somebody who asked at a time.
+    fn is_good_for(&self, asked: Instant) -> bool {
+        let is_quick = self.took <= QUICK;
+        self.began >= asked || (!is_quick && self.began.elapsed() < self.took * (FRESH_TIMES + 1))
+    }
 }
 
 /// A place among the players: a partition, and a sequence of its stream.
@@ -51,7 +62,8 @@ struct Place {
 impl Place {
     fn parse(bookmark: &Bookmark) -> Option<Self> {
         let (partition, sequence) = bookmark.0.split_once('-')?;
-        Some(Self { partition: partition.parse().ok()?, sequence: sequence.parse().ok()? })
+        let sequence = sequence.parse().ok().filter(|it| *it <= i64::MAX as u64)?;
+        Some(Self { partition: partition.parse().ok()?, sequence })
     }
 
     fn bookmark(self) -> Bookmark {
@@ -91,7 +103,7 @@ async fn page(
         let stream = cluster.names.stream(place.partition);
         let subjects = cluster.names.documents(place.partition, title);
         let from = place.sequence + 1;
-        let page = cluster.wire.page(&stream, &subjects, from, PAGE, PAGE_BYTES_MAX).await?;
+        let page = cluster.wire.page(&stream, &subjects, from, PAGE, READ_BYTES_MAX).await?;
         let mut documents = Vec::with_capacity(page.messages.len());
         for message in &page.messages {
             place.sequence = message.sequence;
@@ -144,16 +156,15 @@ pub(super) async fn count_players(
     title: &Title,
     nodes: &BTreeSet<NodeId>,
 ) -> Result<u64, StoreError> {
-    // Whoever is met twice is counted once.
-    let mut found = BTreeSet::new();
+    let (mut count, mut met) = (0, Met::default());
     let has_one = |document: &Document| nodes.iter().any(|node| document.record(node).is_some());
-    each(cluster, title, |player, document, _| {
-        if has_one(document) {
-            found.insert(player);
+    each(cluster, title, |player, document, is_late| {
+        if has_one(document) && met.is_new(&player, is_late) {
+            count += 1;
         }
     })
     .await?;
-    Ok(found.len() as u64)
+    Ok(count)
 }
 
 /// Players who were met while counting: whoever is written meanwhile may be met again. Of the first
@@ -192,42 +203,123 @@ impl Met {
     }
 }
 
+async fn count(cluster: &Cluster, title: &Title) -> Result<Rarity, StoreError> {
+    let (mut rarity, mut met) = (Rarity::default(), Met::default());
+    each(cluster, title, |player, document, is_late| {
+        if !met.is_new(&player, is_late) {
+            return;
+        }
+        rarity.players += 1;
+        for (node, stored) in &document.records {
+            if stored.completion_sequence != 0 {
+                *rarity.completed.entry(node.clone()).or_default() += 1;
+            }
+        }
+    })
+    .await?;
+    Ok(rarity)
+}
+
 // === impl Counted ===
 
 impl Counted {
     /// How many players have completed what. Counting reads all of them, so what was counted is
-    /// used for a while, the longer the longer it took.
+    /// used for a while, the longer the longer it took. It goes on also when whoever asked has gone:
+    /// it may take longer than a request has.
     pub(super) async fn rarity(
-        &self,
-        cluster: &Cluster,
+        self: &Arc<Self>,
+        cluster: &Arc<Cluster>,
         title: &Title,
     ) -> Result<Rarity, StoreError> {
-        let counted = self.titles.lock().entry(title.clone()).or_default().clone();
-        // One counts, and the others wait for it.
-        let mut counted = counted.lock().await;
-        if let Some(Count { rarity, at, took }) = &*counted
-            && *took > QUICK
-            && at.elapsed() < *took * FRESH_TIMES
-        {
-            return Ok(rarity.clone());
-        }
-        let start = Instant::now();
-        let mut rarity = Rarity::default();
-        let mut met = Met::default();
-        each(cluster, title, |player, document, is_late| {
-            if !met.is_new(&player, is_late) {
-                return;
-            }
-            rarity.players += 1;
-            for (node, stored) in &document.records {
-                if stored.completion_sequence != 0 {
-                    *rarity.completed.entry(node.clone()).or_default() += 1;
+        let asked = Instant::now();
+        loop {
+            let mut running = {
+                let mut titles = self.titles.lock();
+                let counting = titles.entry(title.clone()).or_default();
+                if let Some(last) = counting.last.as_ref().filter(|it| it.is_good_for(asked)) {
+                    return Ok(last.rarity.clone());
                 }
+                let start = || self.clone().start(cluster.clone(), title.clone());
+                counting.running.get_or_insert_with(start).clone()
+            };
+            let gone = || StoreError::Unavailable("a count was not ended".to_owned());
+            let told = running.wait_for(Option::is_some).await.map_err(|_| gone())?.clone();
+            // It may have begun before this was asked, and miss what was stored since.
+            let count = told.ok_or_else(gone)??;
+            if count.is_good_for(asked) {
+                return Ok(count.rarity.clone());
             }
-        })
-        .await?;
-        *counted =
-            Some(Count { rarity: rarity.clone(), at: Instant::now(), took: start.elapsed() });
-        Ok(rarity)
+        }
+    }
+
+    /// Begins to count.
+    fn start(
+        self: Arc<Self>,
+        cluster: Arc<Cluster>,
+        title: Title,
+    ) -> watch::Receiver<Option<Result<Arc<Count>, StoreError>>> {
+        let (told, running) = watch::channel(None);
+        tokio::spawn(async move {
+            let began = Instant::now();
+            let counted = count(&cluster, &title).await;
+            let counted =
+                counted.map(|rarity| Arc::new(Count { rarity, began, took: began.elapsed() }));
+            let mut titles = self.titles.lock();
+            let counting = titles.entry(title).or_default();
+            counting.running = None;
+            if let Ok(count) = &counted {
+                counting.last = Some(count.clone());
+            }
+            drop(titles);
+            told.send_replace(Some(counted));
+        });
+        running
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, future::join_all};
+
+    use super::*;
+    use crate::{
+        store::{Operations, Store, jetstream::JetStreamStore},
+        testing::{TestClock, Update, cluster, title},
+    };
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_count_goes_on_when_whoever_asked_has_gone() {
+        let (_nats, address) = cluster(2).await;
+        let store = JetStreamStore::open(&address, 1 << 20, TestClock::at(1)).await.unwrap();
+        for player in ["a", "b"] {
+            store.apply(Update::of("t", player).delta("n", 1, 1).build()).await.unwrap();
+        }
+        assert!(store.rarity(&title("t")).now_or_never().is_none(), "it takes a while");
+        let last = || store.counted.titles.lock()[&title("t")].last.clone();
+        let start = Instant::now();
+        while last().is_none() {
+            assert!(start.elapsed() < Duration::from_secs(30), "nothing is counted");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(last().unwrap().rarity.players, 2);
+        // That count began before this set, and is not told to whoever asks after it.
+        store.apply(Update::of("t", "c").delta("n", 2, 1).build()).await.unwrap();
+        let title = title("t");
+        let all = join_all((0..8).map(|_| store.rarity(&title))).await;
+        for rarity in all {
+            let rarity = rarity.unwrap();
+            assert_eq!((rarity.players, rarity.completed.values().sum::<u64>()), (3, 2));
+        }
+    }
+
+    #[test]
+    fn a_slow_count_is_told_for_a_while() {
+        let began = Instant::now();
+        let count = |took| Count { rarity: Rarity::default(), began, took };
+        let later = Instant::now() + Duration::from_secs(1);
+        assert!(count(QUICK * 2).is_good_for(later), "it took long, a moment ago");
+        assert!(!count(QUICK).is_good_for(later), "it is counted anew in no time");
+        assert!(count(QUICK).is_good_for(began), "it was asked for before it began");
+        assert!(!count(QUICK).is_good_for(began + Duration::from_nanos(1)));
     }
 }

@@ -13,16 +13,16 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, SemaphorePermit, watch},
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{
     address::{Address, Login},
     patience::{PATIENCE, Pauses, patiently},
+    reach::{Heard, Reach},
 };
 use crate::store::{StoreError, StoreHealth, crash_point::crash_point};
 
@@ -44,11 +44,13 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 /// Pause before the next attempt to connect, at most.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(250);
 
-/// How long writes may have no answer before this server connects anew.
-const SILENCE_MAX: Duration = Duration::from_secs(4);
-
 /// Messages that wait to be written to the connection.
 const WAITING_MAX: usize = 8192;
+
+/// Reads under way, and most bytes that each may bring, but for its last message. NATS gives a
+/// connection up that has not taken 64 MiB yet (`max_pending`).
+const READS_MAX: usize = 32;
+pub(super) const READ_BYTES_MAX: usize = 1 << 20;
 
 /// JetStream's code for: the subject has another last sequence.
 const WRONG_SEQUENCE: u64 = 10071;
@@ -59,8 +61,8 @@ pub(super) struct Wire {
     client: Client,
     reads: Context,
     pub(super) context: Context,
-    /// Since when writes have had no answer.
-    silent_since: Arc<Mutex<Option<Instant>>>,
+    reading: Arc<Semaphore>,
+    reach: Arc<Reach>,
 }
 
 /// A message to store.
@@ -124,6 +126,8 @@ impl Wire {
         address: &Address,
         health: watch::Sender<StoreHealth>,
     ) -> Result<Self, StoreError> {
+        let reach = Arc::new(Reach::new(health));
+        let (told, asked) = (reach.clone(), reach.clone());
         let mut options = ConnectOptions::new()
             .name("accolade")
             .ping_interval(PING_INTERVAL)
@@ -134,10 +138,14 @@ impl Wire {
                 let pause = Duration::from_millis(10 * attempts as u64);
                 pause.min(RECONNECT_PAUSE_MAX)
             })
+            .reconnect_to_server_callback(move |servers, _| {
+                let next = asked.next(&servers);
+                async { next }
+            })
             .event_callback(move |event| {
                 match event {
-                    Event::Connected => drop(health.send_replace(StoreHealth::Serving)),
-                    Event::Disconnected => drop(health.send_replace(StoreHealth::Unreachable)),
+                    Event::Connected => told.connected(true),
+                    Event::Disconnected => told.connected(false),
                     _ => {}
                 }
                 async {}
@@ -169,23 +177,23 @@ impl Wire {
         let mut context = jetstream::new(client.clone());
         context.set_timeout(ANSWER_TIME_MAX);
         let reads = ContextBuilder::new().timeout(READ_TIME_MAX).build(client.clone());
-        Ok(Self { client, reads, context, silent_since: Arc::default() })
+        let reading = Arc::new(Semaphore::new(READS_MAX));
+        Ok(Self { client, reads, context, reading, reach })
     }
 
-    /// Notes whether a majority answered. Where it has not for a while, the NATS server that this
+    /// Notes what was heard of a write. Where nothing is stored any more, the NATS server that this
     /// is connected to may be cut off from the others; another one may not be.
-    fn reached(&self, is_answered: bool) {
-        let mut silent_since = self.silent_since.lock();
-        if is_answered {
-            *silent_since = None;
-            return;
-        }
-        if silent_since.get_or_insert_with(Instant::now).elapsed() > SILENCE_MAX {
-            *silent_since = None;
-            tracing::warn!("nobody answers to writes; connecting to a NATS server anew");
+    fn heard(&self, heard: Heard) {
+        if self.reach.hear(heard, Instant::now()) {
+            tracing::warn!("nothing is stored here any more; connecting to another NATS server");
             let client = self.client.clone();
             tokio::spawn(async move { client.force_reconnect().await });
         }
+    }
+
+    /// Whether nothing shows that a majority answers.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.reach.is_in_doubt()
     }
 
     /// The version of the server that this is connected to.
@@ -228,16 +236,18 @@ impl Wire {
     }
 
     /// The last message of each of some subjects, as any replica has it: it may be a moment behind.
-    /// Asked once; far cheaper than the leader's word. Those that have none are left out.
+    /// Asked once; far cheaper than the leader's word. Those that have none are left out. `None`
+    /// where they are too large to be read together.
     pub(super) async fn last_of_any(
         &self,
         stream: &str,
         subjects: &[String],
-    ) -> Result<Vec<StoredMessage>, StoreError> {
+    ) -> Result<Option<Vec<StoredMessage>>, StoreError> {
         let asked = match subjects {
             [subject] => json!({ "last_by_subj": subject }),
-            subjects => json!({ "multi_last": subjects }),
+            subjects => json!({ "multi_last": subjects, "max_bytes": READ_BYTES_MAX }),
         };
+        let _place = self.place_to_read().await?;
         let mut replies = self.ask_any(stream, &asked).await?;
         let deadline = Instant::now() + READ_TIME_MAX;
         let mut messages = Vec::with_capacity(subjects.len());
@@ -245,14 +255,22 @@ impl Wire {
             let reply = next_reply(&mut replies, deadline).await?;
             match reply.status {
                 None => messages.push(from_page(reply)?),
-                Some(StatusCode::NOT_FOUND) if messages.is_empty() => return Ok(messages),
-                Some(status) if status.as_u16() == 204 => return Ok(messages),
+                Some(StatusCode::NOT_FOUND) if messages.is_empty() => return Ok(Some(messages)),
+                Some(status) if status.as_u16() == 204 => {
+                    let is_whole = number(&reply, "Nats-Num-Pending")? == 0;
+                    return Ok(is_whole.then_some(messages));
+                }
                 Some(status) => return Err(unavailable(format!("status {status} of a read"))),
             }
             if subjects.len() == 1 {
-                return Ok(messages);
+                return Ok(Some(messages));
             }
         }
+    }
+
+    /// Waits until few enough reads are under way.
+    async fn place_to_read(&self) -> Result<SemaphorePermit<'_>, StoreError> {
+        self.reading.acquire().await.map_err(unavailable)
     }
 
     /// Asks any replica of a stream; the answers come on their own.
@@ -314,6 +332,7 @@ impl Wire {
         let asked = json!({
             "seq": from, "next_by_subj": subject, "batch": limit, "max_bytes": bytes_max,
         });
+        let _place = self.place_to_read().await?;
         let mut replies = self.ask_any(stream, &asked).await?;
         let deadline = Instant::now() + ANSWER_TIME_MAX;
         let mut page = Page::default();
@@ -391,19 +410,30 @@ impl Wire {
     }
 
     async fn send(&self, subject: String, request: Request) -> Written {
-        let written = match in_time(self.client.send_request(subject, request)).await {
-            Ok(Ok(reply)) => said(&reply),
-            Ok(Err(error)) => match error.kind() {
-                RequestErrorKind::TimedOut | RequestErrorKind::Other => {
-                    Written::Unknown(error.to_string())
-                }
-                RequestErrorKind::NoResponders
-                | RequestErrorKind::InvalidSubject
-                | RequestErrorKind::MaxPayloadExceeded => Written::NotSent(error.to_string()),
+        let (heard, written) = match in_time(self.client.send_request(subject, request)).await {
+            Ok(Ok(reply)) => match said(&reply) {
+                written @ Written::Stored(_) => (Heard::Stored, written),
+                written => (Heard::Answer, written),
             },
-            Err(error) => Written::Unknown(error.to_string()),
+            Ok(Err(error)) => match error.kind() {
+                RequestErrorKind::NoResponders => {
+                    (Heard::NoLeader, Written::NotSent(error.to_string()))
+                }
+                RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded => {
+                    (Heard::Answer, Written::NotSent(error.to_string()))
+                }
+                RequestErrorKind::TimedOut | RequestErrorKind::Other => {
+                    (Heard::Silence, Written::Unknown(error.to_string()))
+                }
+            },
+            Err(error) => (Heard::Silence, Written::Unknown(error.to_string())),
         };
-        self.reached(!matches!(written, Written::Unknown(_)));
+        self.heard(heard);
+        if let (Heard::Answer, Written::Unknown(refusal)) = (heard, &written)
+            && self.reach.may_tell_of_refusal(Instant::now())
+        {
+            tracing::warn!(refusal, "JetStream refuses to store something");
+        }
         written
     }
 
@@ -428,13 +458,16 @@ impl Wire {
         match in_time(purge.into_future()).await? {
             Ok(purged) => Ok(purged.purged),
             Err(error) => match error.kind() {
-                PurgeErrorKind::JetStream(error) => Err(StoreError::Failed(error.to_string())),
+                // What passes (there is no leader just now) has this code.
+                PurgeErrorKind::JetStream(error) if error.code() != 503 => {
+                    Err(StoreError::Failed(error.to_string()))
+                }
                 _ => Err(unavailable(error)),
             },
         }
     }
 
-    /// Removes one message; tells whether it was there.
+    /// Removes one message; tells whether it did. Where not, it was not there, or could not be.
     pub(super) async fn delete(&self, stream: &str, sequence: u64) -> Result<bool, StoreError> {
         patiently!(self.delete_once(stream, sequence))
     }
