@@ -6,13 +6,14 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use accolade::proto::v1::{
-    ConsumeCompletionsRequest, ConsumeCompletionsResponse, ListCompletionsRequest,
-    ResetAchievementRequest, consume_completions_request::Action,
-    consume_completions_response::Event as Consumed, watch_completions_response::Event,
+    BatchSetAchievementStorageRequest, ConsumeCompletionsRequest, ConsumeCompletionsResponse,
+    ListCompletionsRequest, NodeUpdate, ResetAchievementRequest,
+    consume_completions_request::Action, consume_completions_response::Event as Consumed,
+    watch_completions_response::Event,
 };
 use tempfile::TempDir;
 use tokio::{task::JoinSet, time::timeout};
@@ -58,7 +59,7 @@ fn refused(args: &[&str]) -> String {
 
 /// Waits until a server knows a title.
 async fn wait_for_title(server: &Server, title: &str) {
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let mut client = server.storage().await;
     while client.set_achievement_storage(delta(title, "first", "n", 1)).await.is_err() {
         assert!(start.elapsed() < PATIENCE, "{title} is not heard of");
@@ -311,6 +312,88 @@ async fn a_record_that_is_written_all_the_time_is_never_read_as_older_or_missing
     }
     let reads: usize = readers.join_all().await.into_iter().sum();
     assert!(reads > SETS / 2, "{reads} reads");
+}
+
+/// NATS gives up a connection that does not take what it asked for in time.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_large_players_are_read_at_once() {
+    const PLAYERS: usize = 40;
+    const NODES: usize = 50;
+    const READS: usize = 5 * PLAYERS;
+    let nodes: Vec<_> = (0..NODES).map(|n| format!("n{n}")).collect();
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    init(&url, "1", "1");
+    let dir = TempDir::new().unwrap();
+    // One that wrote nothing itself has to read everything.
+    let [writer, reader] =
+        ["a", "b"].map(|name| Server::start_on(&url, &dir.path().join(name), &[]));
+    let catalog: Vec<_> = nodes.iter().map(|node| (node.as_str(), 1)).collect();
+    writer.apply("t", &[&catalog[..], &[("n", 1)]].concat()).await;
+    wait_for_title(&reader, "t").await;
+    let mut client = writer.storage().await;
+    for player in 0..PLAYERS {
+        for nodes in nodes.chunks(4) {
+            let updates = nodes.iter().map(|node| NodeUpdate {
+                node_id: node.clone(),
+                extra: Some("x".repeat(16_000)),
+                expected_version: Some(0),
+                ..NodeUpdate::default()
+            });
+            let batch = BatchSetAchievementStorageRequest {
+                title: "t".to_owned(),
+                player_id: format!("p{player}"),
+                updates: updates.collect(),
+                ..BatchSetAchievementStorageRequest::default()
+            };
+            client.batch_set_achievement_storage(batch).await.unwrap();
+        }
+    }
+    let mut reads = JoinSet::new();
+    for read in 0..READS {
+        let mut client = reader.storage().await;
+        // And some who are not there.
+        let player = format!("p{}", read % (PLAYERS + 8));
+        reads.spawn(async move { get(&mut client, "t", &player).await.len() });
+    }
+    let found = reads.join_all().await;
+    let missing = (0..READS).filter(|read| read % (PLAYERS + 8) >= PLAYERS).count();
+    assert_eq!(found.iter().filter(|records| **records == NODES).count(), READS - missing);
+    assert_eq!(found.iter().filter(|records| **records == 0).count(), missing);
+    let told = nats.get(0, "/varz").unwrap();
+    assert!(told.contains("\"slow_consumers\": 0"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_true_on_a_cluster_and_told_without_it() {
+    const PLAYERS: u64 = 20;
+    let nats = Nats::start(1);
+    let url = nats.url("ach");
+    init(&url, "2", "1");
+    let dir = TempDir::new().unwrap();
+    let args = ["--admin-listen", "127.0.0.1:0"];
+    let server = Server::start_on(&url, &dir.path().join("a"), &args);
+    server.apply("t", &[("n", 2)]).await;
+    let mut client = server.storage().await;
+    for player in 0..PLAYERS {
+        set(&mut client, delta("t", &player.to_string(), "n", 1)).await;
+        set(&mut client, delta("t", &player.to_string(), "n", 1)).await;
+    }
+    assert_eq!(server.metric("accolade_completions_total"), PLAYERS);
+    assert_eq!(server.metric("accolade_updates_waiting"), 0);
+    assert_eq!(server.metric("accolade_group_updates_count"), 2 * PLAYERS);
+    nats.signal(0, "STOP");
+    assert_eq!(server.metric("accolade_completions_total"), PLAYERS);
+    let start = Instant::now();
+    while server.admin("/readyz").0.contains("200") {
+        assert!(start.elapsed() < PATIENCE, "it takes itself for ready");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    nats.signal(0, "CONT");
+    while !server.admin("/readyz").0.contains("200") {
+        assert!(start.elapsed() < 2 * PATIENCE, "it does not notice");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// How often each player completes and is reset.

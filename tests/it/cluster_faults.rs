@@ -33,7 +33,7 @@ use crate::{
     support::{
         Server, StorageClient, delta, get,
         history::{History, check, mutate},
-        nats::{Nats, Ways},
+        nats::{Cut, Nats, Ways},
         say,
     },
 };
@@ -138,9 +138,9 @@ impl Scene {
             }
             Fault::CutLeader => {
                 let leader = self.leader().await;
-                self.nats.cut(leader, true);
+                self.nats.cut(leader, Cut::Silent);
                 sleep(CUT).await;
-                self.nats.cut(leader, false);
+                self.nats.cut(leader, Cut::Not);
             }
             Fault::KillServer => {
                 let n = fastrand::usize(..self.servers.len());
@@ -383,5 +383,43 @@ async fn listed(server: &Server) -> HashMap<String, usize> {
         if page_token.is_empty() {
             return listed;
         }
+    }
+}
+
+/// Also where it answers for itself that nobody leads, and nobody asks anything meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_leaves_a_nats_server_that_is_cut_off_from_the_others() {
+    /// Longer than it takes to be sure that this is no election.
+    const IDLE: Duration = Duration::from_secs(16);
+    let start = || Nats::start_in(&std::env::temp_dir(), 3, Ways::Cuttable);
+    let nats = tokio::task::spawn_blocking(start).await.unwrap();
+    let cluster = nats.url("ach");
+    init(&cluster, "1", "3");
+    let dir = TempDir::new().unwrap();
+    let args = ["--admin-listen", "127.0.0.1:0"];
+    let server = Server::start_on(&cluster, &dir.path().join("a.log"), &args);
+    server.apply("t", &[("n", 1)]).await;
+    let is_ready = || server.admin("/readyz").0.contains("200");
+    for (n, cut) in [Cut::Closed, Cut::Silent, Cut::Closed].into_iter().enumerate() {
+        let cut_off = nats.server_of("accolade").expect("it is connected");
+        nats.cut(cut_off, cut);
+        sleep(IDLE).await;
+        let start = Instant::now();
+        let mut client = server.storage().await;
+        let mut request = delta("t", &format!("p{n}"), "n", 1);
+        request.request_id = "r".to_owned();
+        loop {
+            let mut request = Request::new(request.clone());
+            request.set_timeout(DEADLINE);
+            match client.set_achievement_storage(request).await {
+                Ok(_) => break,
+                Err(failed) => assert!(start.elapsed() < PATIENCE, "{failed:?}"),
+            }
+        }
+        assert_ne!(nats.server_of("accolade"), Some(cut_off));
+        assert!(is_ready());
+        say(&format!("served again {:?} after {IDLE:?} of a cut", start.elapsed()));
+        nats.cut(cut_off, Cut::Not);
+        (0..3).for_each(|n| nats.wait_ready(n));
     }
 }

@@ -26,6 +26,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often ways between servers look whether they are cut.
 const STEP: Duration = Duration::from_millis(10);
 
+/// A port that nobody listens on.
+const NOBODY: u16 = 1;
+
 /// Servers of one cluster; ended when dropped.
 pub struct Nats {
     nodes: Vec<Node>,
@@ -44,15 +47,28 @@ pub enum Ways {
 /// What servers say to each other goes through here, so that a server can be cut off. Bytes of a
 /// connection that is cut arrive when it is mended, as they would in a network that lost them.
 struct Network {
-    /// Whether each server is cut off.
-    is_cut: Arc<Vec<AtomicBool>>,
+    /// How each server is cut off.
+    cuts: Arc<Vec<Mutex<Cut>>>,
     is_over: Arc<AtomicBool>,
+}
+
+/// How a server is cut off from the others, but not from its clients.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cut {
+    #[default]
+    Not,
+    /// Nothing arrives.
+    Silent,
+    /// Connections are closed, and new ones are not let in.
+    Closed,
 }
 
 impl Network {
     fn new(count: usize) -> Self {
-        let is_cut = Arc::new((0..count).map(|_| AtomicBool::new(false)).collect());
-        Self { is_cut, is_over: Arc::default() }
+        Self {
+            cuts: Arc::new((0..count).map(|_| Mutex::default()).collect()),
+            is_over: Arc::default(),
+        }
     }
 
     /// The port of a way from one server to the port of another.
@@ -60,21 +76,23 @@ impl Network {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let way = listener.local_addr().unwrap().port();
         listener.set_nonblocking(true).unwrap();
-        let (is_cut, is_over) = (self.is_cut.clone(), self.is_over.clone());
-        let is_stopped = Arc::new(move || {
-            is_cut[from].load(Ordering::Relaxed) || is_cut[to].load(Ordering::Relaxed)
-        });
+        let (cuts, is_over) = (self.cuts.clone(), self.is_over.clone());
+        let cut_of = move |n: usize| *cuts[n].lock().unwrap();
+        let cut = Arc::new(move || cut_of(from).max(cut_of(to)));
         thread::spawn(move || {
             while !is_over.load(Ordering::Relaxed) {
                 let Ok((near, _)) = listener.accept() else {
                     sleep(STEP);
                     continue;
                 };
+                if cut() == Cut::Closed {
+                    continue;
+                }
                 let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else { continue };
                 for (from, to) in [(&near, &far), (&far, &near)] {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let (is_stopped, is_over) = (is_stopped.clone(), is_over.clone());
-                    thread::spawn(move || carry(from, to, &*is_stopped, &is_over));
+                    let (cut, is_over) = (cut.clone(), is_over.clone());
+                    thread::spawn(move || carry(from, to, &*cut, &is_over));
                 }
             }
         });
@@ -89,23 +107,18 @@ impl Drop for Network {
 }
 
 /// Carries bytes one way until an end is closed.
-fn carry(
-    mut from: TcpStream,
-    mut to: TcpStream,
-    is_stopped: &dyn Fn() -> bool,
-    is_over: &AtomicBool,
-) {
+fn carry(mut from: TcpStream, mut to: TcpStream, cut: &dyn Fn() -> Cut, is_over: &AtomicBool) {
     let mut buffer = vec![0; 64 << 10];
     from.set_nonblocking(false).unwrap();
     from.set_read_timeout(Some(STEP * 10)).unwrap();
-    while !is_over.load(Ordering::Relaxed) {
+    while !is_over.load(Ordering::Relaxed) && cut() != Cut::Closed {
         let read = match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(read) => read,
             Err(error) if matches!(error.kind(), WouldBlock | TimedOut) => continue,
             Err(_) => break,
         };
-        while is_stopped() && !is_over.load(Ordering::Relaxed) {
+        while cut() == Cut::Silent && !is_over.load(Ordering::Relaxed) {
             sleep(STEP);
         }
         if to.write_all(&buffer[..read]).is_err() {
@@ -199,7 +212,9 @@ impl Nats {
                 let routes = routes.join(", ");
                 text.extend([
                     format!("cluster {{ name: c, listen: \"127.0.0.1:{cluster}\", "),
-                    format!("no_advertise: true, routes: [{routes}] }}\n"),
+                    // What servers tell each other of addresses would be a way around the cuts.
+                    format!("no_advertise: true, advertise: \"127.0.0.1:{NOBODY}\", "),
+                    format!("routes: [{routes}] }}\n"),
                 ]);
             }
             let config = dir.path().join(format!("n{n}.conf"));
@@ -295,8 +310,15 @@ impl Nats {
     }
 
     /// Cuts a server off from the others, but not from its clients; or mends that.
-    pub fn cut(&self, n: usize, is_cut: bool) {
-        self.network.is_cut[n].store(is_cut, Ordering::Relaxed);
+    pub fn cut(&self, n: usize, cut: Cut) {
+        *self.network.cuts[n].lock().unwrap() = cut;
+    }
+
+    /// The server that a client of that name is connected to.
+    pub fn server_of(&self, client: &str) -> Option<usize> {
+        let name = format!("\"name\": \"{client}\"");
+        (0..self.nodes.len())
+            .find(|n| self.get(*n, "/connz").is_some_and(|answer| answer.contains(&name)))
     }
 
     /// Which server leads a stream, if any does.
