@@ -317,11 +317,12 @@ async fn a_record_that_is_written_all_the_time_is_never_read_as_older_or_missing
 /// NATS gives up a connection that does not take what it asked for in time.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_large_players_are_read_at_once() {
-    const PLAYERS: usize = 40;
+    const PLAYERS: usize = 80;
     const NODES: usize = 50;
     const READS: usize = 5 * PLAYERS;
     let nodes: Vec<_> = (0..NODES).map(|n| format!("n{n}")).collect();
-    let nats = Nats::start(1);
+    // Half of what it is by default, and a little more than may be under way.
+    let nats = Nats::start_with("max_pending: 36MB\n");
     let url = nats.url("ach");
     init(&url, "1", "1");
     let dir = TempDir::new().unwrap();
