@@ -40,7 +40,9 @@ pub(crate) async fn cluster(partitions: u32) -> (nats::Nats, Address) {
 /// Lays an installation of that prefix out.
 pub(crate) async fn lay_out(nats: &nats::Nats, prefix: &str, partitions: u32) -> Address {
     let address: Address = nats.url(prefix).parse().unwrap();
-    jetstream::init(&address, Plan { partitions, replicas: 1 }).await.unwrap();
+    jetstream::init(&address, Plan { partitions: Some(partitions), replicas: Some(1) })
+        .await
+        .unwrap();
     address
 }
 

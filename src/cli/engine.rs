@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, Subcommand};
 
 use super::CliError;
-use crate::store::jetstream::{self, Address, Found, PARTITIONS_MAX, Plan};
+use crate::store::jetstream::{self, Address, Found, Monitor, PARTITIONS_MAX, Plan};
 
 /// What to do to a cluster.
 #[derive(Debug, Subcommand)]
@@ -38,7 +38,7 @@ pub(super) struct ClusterArgs {
     /// Monitoring address of a server of the cluster, such as http://host:8222; may be given more
     /// than once
     #[arg(long, value_name = "URL", env = "ACCOLADE_NATS_MONITOR", value_delimiter = ';')]
-    nats_monitor: Vec<String>,
+    nats_monitor: Vec<Monitor>,
 }
 
 /// Arguments of `engine init`.
@@ -47,14 +47,15 @@ pub(super) struct InitArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
     /// Streams that players are spread over; never changes. 1 keeps all events of a title in one
-    /// order; 16 is for a large installation
-    #[arg(long, value_name = "COUNT", default_value_t = 1,
+    /// order; 16 is for a large installation [default: what there is, or 1]
+    #[arg(long, value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(PARTITIONS_MAX)))]
-    partitions: u32,
-    /// Servers that keep each stream; 1 is for trying, and loses what that one loses
-    #[arg(long, value_name = "COUNT", default_value_t = 3,
+    partitions: Option<u32>,
+    /// Servers that keep each stream; 1 is for trying, and loses what that one loses [default: what
+    /// there is, or 3]
+    #[arg(long, value_name = "COUNT",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=5))]
-    replicas: usize,
+    replicas: Option<usize>,
 }
 
 impl ClusterArgs {
@@ -83,7 +84,17 @@ pub(super) async fn run(command: EngineCommand) -> Result<ExitCode, CliError> {
             (address, found)
         }
     };
-    let Found { partitions, replicas, .. } = found;
-    say!("{}: {partitions} partitions, {replicas} replicas; sound", address.shown());
-    Ok(ExitCode::SUCCESS)
+    let Found { partitions, replicas, missing, worries, .. } = found;
+    for worry in worries {
+        eprintln!("warning: {worry}");
+    }
+    for problem in &missing {
+        eprintln!("error: {problem}");
+    }
+    let (state, code) = match missing.len() {
+        0 => ("sound".to_owned(), ExitCode::SUCCESS),
+        count => (format!("{count} replicas are missing or behind"), ExitCode::FAILURE),
+    };
+    say!("{}: {partitions} partitions, {replicas} replicas; {state}", address.shown());
+    Ok(code)
 }

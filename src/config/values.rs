@@ -12,7 +12,7 @@ use std::{
 use super::{SETTINGS, TlsFiles, environment_name};
 use crate::{
     domain::Title,
-    store::jetstream::{Address, AddressError},
+    store::jetstream::{Address, AddressError, Monitor, MonitorError},
 };
 
 /// Values by key, from one place. A key may have several values.
@@ -184,18 +184,14 @@ impl Values<'_> {
         address.map(|address| Address { credentials, ca, certificate, monitors, ..address })
     }
 
-    fn monitors(&mut self) -> Vec<String> {
-        let monitors = self.texts("nats_monitor");
-        for text in &monitors {
-            let host = text.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
-            let is_sound = host.is_some_and(|host| {
-                host.rsplit_once(':').is_some_and(|(name, port)| {
-                    !name.is_empty() && !name.contains('/') && port.parse::<u16>().is_ok()
-                })
-            });
-            if !is_sound {
-                let problem = "pass a URL such as http://host:8222";
-                self.mistakes.push(format!("`nats_monitor` is {text:?}; {problem}"));
+    fn monitors(&mut self) -> Vec<Monitor> {
+        let mut monitors = Vec::new();
+        for text in self.texts("nats_monitor") {
+            match text.parse() {
+                Ok(monitor) => monitors.push(monitor),
+                Err(MonitorError) => {
+                    self.mistakes.push(format!("`nats_monitor` is {text:?}; {MonitorError}"));
+                }
             }
         }
         monitors

@@ -60,9 +60,8 @@ use crate::{
     },
     service::{AdminApi, CatalogApi, CompletionApi, Doors, StorageApi, StorageLimits},
     store::{
-        CatalogError, Store, StoreError,
+        CatalogError, Store, StoreError, StoreHealth,
         jetstream::{EngineError, JetStreamStore},
-        poisoned,
         sled::{OpenError, SledStore},
     },
 };
@@ -251,8 +250,8 @@ impl Server {
         let (health, health_server) = tonic_health::server::health_reporter();
         report(&health, true).await;
 
-        let mut tasks = JoinSet::new();
-        tasks.spawn(follow_health(store.clone(), health.clone()));
+        let (mut tasks, mut following) = (JoinSet::new(), JoinSet::new());
+        following.spawn(follow_health(store.clone(), health.clone()));
         tasks.spawn(trim_feeds(store.clone(), catalogs.clone(), settings.clone()));
         tasks.spawn(catalogs.clone().follow());
         // Apart from each other: none waits for what another waits for.
@@ -327,6 +326,8 @@ impl Server {
         }
 
         tracing::info!("stopping: finishing what is open");
+        // From here on nobody says SERVING.
+        following.shutdown().await;
         report(&health, false).await;
         for service in HEALTH_SERVICES {
             // Ends the streams that watch it, once they have heard NOT_SERVING.
@@ -412,11 +413,19 @@ async fn report(health: &HealthReporter, is_serving: bool) {
     }
 }
 
-/// Says NOT_SERVING as soon as the store takes no more writes.
+/// Says NOT_SERVING as soon as the store takes no more writes, and while it cannot be reached.
 async fn follow_health(store: Arc<dyn Store>, health: HealthReporter) {
-    poisoned(store.health()).await;
-    METRICS.store_poisoned.set(1);
-    report(&health, false).await;
+    let mut told = store.health();
+    loop {
+        let now = *told.borrow_and_update();
+        if now == StoreHealth::Poisoned {
+            METRICS.store_poisoned.set(1);
+        }
+        report(&health, now == StoreHealth::Serving).await;
+        if told.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn trim_feeds(store: Arc<dyn Store>, catalogs: Catalogs, settings: Settings) {

@@ -88,7 +88,7 @@ impl Place {
         let store_id = u64::from_str_radix(parts.next()?, 16).ok()?;
         let erasures = parts.next()?.parse().ok()?;
         let cursor = Cursor::new(parts.next()?);
-        let position = parts.next()?.parse().ok().filter(|it| *it <= i64::MAX as u64)?;
+        let position = parts.next()?.parse().ok().filter(|it| i64::try_from(*it).is_ok())?;
         let records = match parts.next() {
             None => Records::NotYet,
             Some("") => Records::After(None),

@@ -80,6 +80,11 @@ fn a_cluster_is_laid_out_once_and_checked_at_each_start() {
 
     init(&url, "3", "1");
     init(&url, "3", "1");
+    // What is not said stays as it is.
+    let again = accolade(&["engine", "init", "--store", &url]);
+    assert!(text(&again.stdout).contains("3 partitions, 1 replicas; sound"), "{again:?}");
+    assert!(text(&again.stderr).contains("warning: streams have 1 replicas"), "{again:?}");
+    assert!(text(&again.stderr).contains("warning: nobody was asked whether"), "{again:?}");
     let more = ["engine", "init", "--store", &url, "--partitions", "4", "--replicas", "1"];
     let more = refused(&more);
     assert!(more.contains("has 3 partitions, which never changes"), "{more}");
@@ -104,6 +109,7 @@ fn the_configuration_for_operators_is_one_that_nats_takes() {
     let environment = [
         ("NATS_NAME", "n1"),
         ("NATS_STORE", store.path().to_str().unwrap()),
+        ("NATS_STORE_MAX", "80GB"),
         ("NATS_ROUTES", "[nats://n1:6222, nats://n2:6222, nats://n3:6222]"),
     ];
     let checked = nats::check(&dir.join("nats.conf"), &environment);
@@ -117,6 +123,61 @@ fn the_configuration_for_operators_is_one_that_nats_takes() {
     std::fs::write(&file, config.join("\n")).unwrap();
     let checked = nats::check(&file, &environment);
     assert!(checked.status.success(), "{}", text(&checked.stderr));
+}
+
+#[test]
+fn a_check_of_a_cluster_names_replicas_that_are_gone() {
+    let mut nats = Nats::start(3);
+    let url = nats.url("ach");
+    init(&url, "2", "3");
+    let check = || accolade(&["engine", "check", "--store", &url]);
+    let sound = check();
+    assert!(sound.status.success(), "{}", text(&sound.stderr));
+    nats.kill(2);
+    let start = Instant::now();
+    loop {
+        let checked = check();
+        let said = text(&checked.stderr);
+        // Both partitions, and the stream of everything else; the others notice after a while.
+        if said.lines().filter(|line| line.contains("\"n2\" is gone or behind")).count() == 3 {
+            assert!(!checked.status.success());
+            assert!(text(&checked.stdout).contains("3 replicas are missing or behind"));
+            break;
+        }
+        assert!(start.elapsed() < 2 * PATIENCE, "{said}");
+    }
+    nats.run(2);
+    nats.wait_ready(2);
+    while !check().status.success() {
+        assert!(start.elapsed() < 4 * PATIENCE, "it is back");
+    }
+}
+
+/// Whoever deploys with these copies them.
+#[test]
+fn the_files_for_operators_are_well_formed_and_name_settings_that_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let mut yaml = 0;
+    for folder in ["", "compose", "kubernetes", "systemd"] {
+        for file in std::fs::read_dir(root.join("deploy").join(folder)).unwrap() {
+            let path = file.unwrap().path();
+            let Ok(content) = std::fs::read_to_string(&path) else { continue };
+            let name = path.display();
+            if path.extension().is_some_and(|it| it == "yaml") {
+                for event in saphyr_parser::Parser::new_from_str(&content) {
+                    assert!(event.is_ok(), "{name}: {event:?}");
+                }
+                yaml += 1;
+            }
+            let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
+            for (at, _) in content.match_indices("ACCOLADE_") {
+                let setting: String = content[at..].chars().take_while(|c| is_name(*c)).collect();
+                assert!(readme.contains(&format!("`{setting}`")), "{name} sets {setting}");
+            }
+        }
+    }
+    assert_eq!(yaml, 3);
 }
 
 /// The servers of this test sync always, so one that does not is made up of an answer.

@@ -11,13 +11,14 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, sleep},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 /// Longest wait for servers to be ready, or to end.
@@ -77,7 +78,7 @@ impl Network {
         let way = listener.local_addr().unwrap().port();
         listener.set_nonblocking(true).unwrap();
         let (cuts, is_over) = (self.cuts.clone(), self.is_over.clone());
-        let cut_of = move |n: usize| *cuts[n].lock().unwrap();
+        let cut_of = move |n: usize| *cuts[n].lock();
         let cut = Arc::new(move || cut_of(from).max(cut_of(to)));
         thread::spawn(move || {
             while !is_over.load(Ordering::Relaxed) {
@@ -146,13 +147,13 @@ fn program() -> PathBuf {
     program
 }
 
-/// Ports that are free, that nothing else in this process was given, and that no outgoing connection
-/// is given: a server that is killed must find its own again.
+/// Ports that are free, that nothing else in this process was given, and no outgoing connection
+/// is: a server that is killed must find its own again.
 fn free_ports<const N: usize>() -> [u16; N] {
     // Below what Linux gives to outgoing connections (`ip_local_port_range`).
     const RANGE: std::ops::Range<u16> = 15_000..32_000;
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let mut given = GIVEN.lock().unwrap();
+    let mut given = GIVEN.lock();
     let mut tries = (0..1000).map(|_| fastrand::u16(RANGE));
     std::array::from_fn(|_| {
         let is_free =
@@ -311,7 +312,7 @@ impl Nats {
 
     /// Cuts a server off from the others, but not from its clients; or mends that.
     pub fn cut(&self, n: usize, cut: Cut) {
-        *self.network.cuts[n].lock().unwrap() = cut;
+        *self.network.cuts[n].lock() = cut;
     }
 
     /// The server that a client of that name is connected to.

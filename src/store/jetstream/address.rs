@@ -25,12 +25,12 @@ pub struct Address {
     pub prefix: String,
     /// A NATS credentials file (JWT and key).
     pub credentials: Option<PathBuf>,
-    /// Authorities of the cluster's certificates (PEM), beside those that the system trusts.
+    /// Authorities of the cluster's certificates (PEM), instead of those that the system trusts.
     pub ca: Option<PathBuf>,
     /// A client certificate and its key (PEM).
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// Where servers of the cluster answer about themselves, each as `http://host:port`.
-    pub monitors: Vec<String>,
+    /// Where servers of the cluster answer about themselves.
+    pub monitors: Vec<Monitor>,
 }
 
 /// What stands before the `@` of an address, percent-decoded; the same for all its servers.
@@ -40,6 +40,32 @@ pub enum Login {
     Password { user: String, password: String },
     /// `token@`
     Token(String),
+}
+
+/// Where a NATS server answers about itself, `http://host:8222`; this is the `host:8222`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Monitor(pub(super) String);
+
+/// Why a text is no address of a monitor.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("pass a URL such as http://host:8222")]
+pub struct MonitorError;
+
+impl FromStr for Monitor {
+    type Err = MonitorError;
+
+    fn from_str(text: &str) -> Result<Self, MonitorError> {
+        let host = text.strip_prefix("http://").ok_or(MonitorError)?.trim_end_matches('/');
+        let (name, port) = host.rsplit_once(':').ok_or(MonitorError)?;
+        let is_sound = !name.is_empty() && !name.contains('/') && port.parse::<u16>().is_ok();
+        is_sound.then(|| Self(host.to_owned())).ok_or(MonitorError)
+    }
+}
+
+impl fmt::Display for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.0)
+    }
 }
 
 /// Why a text is no address of a cluster.

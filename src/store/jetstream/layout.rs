@@ -31,13 +31,13 @@ const REPLICAS_SAFE: usize = 3;
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
 const READY_PAUSE: Duration = Duration::from_millis(200);
 
-/// How an installation is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How an installation is to be. What is not said stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Streams that players are spread over; never changes.
-    pub partitions: u32,
-    /// Machines that keep each of them.
-    pub replicas: usize,
+    /// Streams that players are spread over; never changes. 1 for a new one.
+    pub partitions: Option<u32>,
+    /// Machines that keep each of them. 3 for a new one.
+    pub replicas: Option<usize>,
 }
 
 /// Why a cluster cannot be used.
@@ -96,39 +96,64 @@ pub enum EngineError {
 }
 
 /// What was found of an installation.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Found {
     pub(super) store_id: u64,
     /// Streams that players are spread over.
     pub partitions: u32,
     /// Machines that keep each stream; the least of all streams.
     pub replicas: usize,
+    /// Replicas that are gone, or have not all of a stream: until they do, fewer machines than
+    /// planned may be lost.
+    pub missing: Vec<String>,
+    /// What else may be lost, or is not known.
+    pub worries: Vec<String>,
+}
+
+/// A stream as it is.
+struct FoundStream {
+    config: Config,
+    missing: Vec<String>,
 }
 
 /// Makes what is missing of an installation, and brings streams to so many replicas.
 pub(super) async fn init(wire: &Wire, address: &Address, plan: Plan) -> Result<Found, EngineError> {
     check_version(wire)?;
-    let names = Names::new(&address.prefix, plan.partitions);
+    // The shared stream has the same name, however many partitions there are.
+    let names = Names::new(&address.prefix, 1);
     let shared = names.shared_stream();
-    if find_stream(wire, &shared_config(&names, 1)).await?.is_some()
-        && let Some(row) = read_row(wire, &shared, &names.engine()).await?
-        && row.partitions != plan.partitions
-    {
-        return Err(EngineError::OtherPartitions { actual: row.partitions });
+    let found = find_stream(wire, &shared_config(&names, 1)).await?;
+    let mut row = None;
+    if found.is_some() {
+        row = read_row(wire, &shared, &names.engine()).await?;
     }
-    make(wire, shared_config(&names, plan.replicas)).await?;
-    let row = EngineRow { store_id: fastrand::u64(1..), partitions: plan.partitions };
+    let planned = plan.partitions.or(row.map(|row| row.partitions)).unwrap_or(1);
+    let is_planned = |row: &EngineRow| match row.partitions == planned {
+        true => Ok(()),
+        false => Err(EngineError::OtherPartitions { actual: row.partitions }),
+    };
+    row.as_ref().map_or(Ok(()), is_planned)?;
+    let new = plan.replicas.or(found.map(|found| found.config.num_replicas));
+    let (new, names) = (new.unwrap_or(REPLICAS_SAFE), Names::new(&address.prefix, planned));
+    make(wire, shared_config(&names, new), plan.replicas).await?;
+    let row = EngineRow { store_id: fastrand::u64(1..), partitions: planned };
     let row = write_first(wire, &shared, names.engine(), &row).await?;
-    if row.partitions != plan.partitions {
-        return Err(EngineError::OtherPartitions { actual: row.partitions });
-    }
-    for partition in 0..plan.partitions {
-        let config = partition_config(&names, partition, plan.replicas);
+    is_planned(&row)?;
+    for partition in 0..planned {
+        let config = partition_config(&names, partition, new);
         let stream = config.name.clone();
-        make(wire, config).await?;
+        make(wire, config, plan.replicas).await?;
         write_first(wire, &stream, names.first(partition), &row).await?;
     }
-    check(wire, address).await
+    // New replicas take a moment to have everything.
+    let start = Instant::now();
+    loop {
+        let found = check(wire, address).await?;
+        if found.missing.is_empty() || start.elapsed() > READY_TIME_MAX {
+            return Ok(found);
+        }
+        sleep(READY_PAUSE).await;
+    }
 }
 
 /// Whether everything is there, and as it must be.
@@ -137,7 +162,9 @@ pub(super) async fn check(wire: &Wire, address: &Address) -> Result<Found, Engin
     let names = Names::new(&address.prefix, 1);
     let not_laid_out = || EngineError::NotLaidOut(address.shown());
     let shared = shared_config(&names, 1);
-    let mut replicas = check_stream(wire, &shared).await?.ok_or_else(not_laid_out)?;
+    let FoundStream { config, mut missing } =
+        find_stream(wire, &shared).await?.ok_or_else(not_laid_out)?;
+    let mut replicas = config.num_replicas;
     let row = read_row(wire, &names.shared_stream(), &names.engine()).await?;
     let row = row.ok_or_else(not_laid_out)?;
     if !(1..=PARTITIONS_MAX).contains(&row.partitions) {
@@ -147,11 +174,13 @@ pub(super) async fn check(wire: &Wire, address: &Address) -> Result<Found, Engin
     let names = Names::new(&address.prefix, row.partitions);
     for partition in 0..row.partitions {
         let expected = partition_config(&names, partition, 1);
-        let missing = || EngineError::Stream {
+        let not_there = || EngineError::Stream {
             stream: expected.name.clone(),
             problem: "is not there".to_owned(),
         };
-        replicas = replicas.min(check_stream(wire, &expected).await?.ok_or_else(missing)?);
+        let found = find_stream(wire, &expected).await?.ok_or_else(not_there)?;
+        replicas = replicas.min(found.config.num_replicas);
+        missing.extend(found.missing);
         let first = read_row(wire, &expected.name, &names.first(partition)).await?;
         if first.is_none_or(|first| first.store_id != row.store_id) {
             let problem = "is not of this installation, or was emptied: restore all streams from \
@@ -159,14 +188,15 @@ pub(super) async fn check(wire: &Wire, address: &Address) -> Result<Found, Engin
             return Err(EngineError::Stream { stream: expected.name, problem: problem.to_owned() });
         }
     }
+    let mut worries = Vec::new();
     if replicas < REPLICAS_SAFE {
-        tracing::warn!(
-            replicas,
-            "streams have fewer than {REPLICAS_SAFE} replicas: what one machine loses is lost; \
-             run `accolade engine init --replicas {REPLICAS_SAFE}`"
-        );
+        worries.push(format!(
+            "streams have {replicas} replicas: what one machine loses may be lost; run `accolade \
+             engine init --replicas {REPLICAS_SAFE}` on {REPLICAS_SAFE} NATS servers"
+        ));
     }
-    Ok(Found { store_id: row.store_id, partitions: row.partitions, replicas })
+    let EngineRow { store_id, partitions } = row;
+    Ok(Found { store_id, partitions, replicas, missing, worries })
 }
 
 fn check_version(wire: &Wire) -> Result<(), EngineError> {
@@ -249,16 +279,17 @@ fn partition_config(names: &Names, partition: u32, replicas: usize) -> Config {
     }
 }
 
-/// Makes a stream, or brings the one there is to its number of replicas, and changes nothing else
-/// of it. One that is not ours is refused.
-async fn make(wire: &Wire, config: Config) -> Result<(), EngineError> {
+/// Makes a stream, or brings the one there is to a number of replicas, where one is given, and
+/// changes nothing else of it. One that is not ours is refused.
+async fn make(wire: &Wire, config: Config, replicas: Option<usize>) -> Result<(), EngineError> {
     let start = Instant::now();
     loop {
-        if let Some(found) = find_stream(wire, &config).await? {
-            if found.num_replicas == config.num_replicas {
+        if let Some(FoundStream { config: found, .. }) = find_stream(wire, &config).await? {
+            let num_replicas = replicas.unwrap_or(found.num_replicas);
+            if found.num_replicas == num_replicas {
                 return Ok(());
             }
-            let (stream, num_replicas) = (config.name, config.num_replicas);
+            let stream = config.name;
             let updated = wire.context.update_stream(Config { num_replicas, ..found }).await;
             return updated.map(drop).map_err(|error| EngineError::Stream {
                 stream,
@@ -282,17 +313,12 @@ async fn make(wire: &Wire, config: Config) -> Result<(), EngineError> {
     }
 }
 
-/// Checks a stream; tells its replicas, or `None` where there is no such stream.
-async fn check_stream(wire: &Wire, expected: &Config) -> Result<Option<usize>, EngineError> {
-    Ok(find_stream(wire, expected).await?.map(|found| found.num_replicas))
-}
-
 /// A stream as it is, which must be as this version needs it; `None` where there is none.
-async fn find_stream(wire: &Wire, expected: &Config) -> Result<Option<Config>, EngineError> {
+async fn find_stream(wire: &Wire, expected: &Config) -> Result<Option<FoundStream>, EngineError> {
     let start = Instant::now();
-    let found = loop {
+    let info = loop {
         match wire.context.get_stream(&expected.name).await {
-            Ok(stream) => break stream.cached_info().config.clone(),
+            Ok(stream) => break stream.cached_info().clone(),
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(it)
                     if it.error_code() == ErrorCode::STREAM_NOT_FOUND =>
@@ -304,6 +330,16 @@ async fn find_stream(wire: &Wire, expected: &Config) -> Result<Option<Config>, E
             },
         }
     };
+    let (found, replicas) = (info.config, info.cluster.unwrap_or_default().replicas);
+    let missing = replicas.iter().filter(|replica| replica.offline || !replica.current);
+    let missing = missing.map(|replica| {
+        let (stream, server, ago) = (&found.name, &replica.name, replica.active.as_secs());
+        format!(
+            "of stream {stream}, the replica on NATS server {server:?} is gone or behind; it was \
+             last heard of {ago} s ago"
+        )
+    });
+    let missing = missing.collect();
     let wrong = |problem: &str| {
         let problem = problem.to_owned();
         Err(EngineError::Stream { stream: expected.name.clone(), problem })
@@ -329,5 +365,5 @@ async fn find_stream(wire: &Wire, expected: &Config) -> Result<Option<Config>, E
     if found.subjects != expected.subjects || repeats(&found) != repeats(expected) {
         return wrong("has other subjects than this version writes");
     }
-    Ok(Some(found))
+    Ok(Some(FoundStream { config: found, missing }))
 }

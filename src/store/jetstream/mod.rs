@@ -1,16 +1,17 @@
 //! The store on many machines: NATS JetStream. Servers that share a cluster keep nothing of their
 //! own; consensus, replication and durability are JetStream's.
 //!
-//! Rooms: `address`, `layout` (made once, checked at start), `names`; `wire` is all that is said to
-//! JetStream, `reach` whether a majority answers, `cluster` what is shared by the rest. A set goes through `players` (queue, compare
-//! and swap, unknown outcomes), `draft` (the rules) and `document` (the format). `feed` and
-//! `places` are feeds and their cursors; `subscriptions`, `catalogs`, `scan`, `erase`
-//! and `import` are what their names say; `words` is what servers say to each other, and `monitor`
-//! asks those of NATS about themselves.
+//! Rooms: `address`, `connection`, `layout` (made once, checked at start), `names`; `wire` is all
+//! that is said to JetStream, `reach` whether a majority answers, `cluster` what is shared by the
+//! rest. A set goes through `players` (queue, compare and swap, unknown outcomes), `draft` (the
+//! rules) and `document` (the format). `feed` and `places` are feeds and their cursors;
+//! `subscriptions`, `catalogs`, `scan`, `erase` and `import` are what their names say; `words` is
+//! what servers say to each other, and `monitor` asks those of NATS about themselves.
 
 mod address;
 mod catalogs;
 mod cluster;
+mod connection;
 mod document;
 mod draft;
 mod erase;
@@ -59,7 +60,7 @@ use crate::{
     },
 };
 
-pub use address::{Address, AddressError, PREFIX_DEFAULT};
+pub use address::{Address, AddressError, Monitor, MonitorError, PREFIX_DEFAULT};
 pub use layout::{EngineError, Found, Plan};
 pub use names::PARTITIONS_MAX;
 
@@ -87,8 +88,10 @@ pub struct JetStreamStore {
 /// [`EngineError`], whose text says what to do.
 pub async fn init(address: &Address, plan: Plan) -> Result<Found, EngineError> {
     let wire = Wire::connect(address, watch::Sender::new(StoreHealth::Serving)).await?;
-    monitor::check(address).await?;
-    layout::init(&wire, address, plan).await
+    let worries = monitor::check(address).await?;
+    let mut found = layout::init(&wire, address, plan).await?;
+    found.worries.extend(worries);
+    Ok(found)
 }
 
 /// Checks an installation, as a server does when it starts.
@@ -98,8 +101,10 @@ pub async fn init(address: &Address, plan: Plan) -> Result<Found, EngineError> {
 /// [`EngineError`], whose text says what to do.
 pub async fn check(address: &Address) -> Result<Found, EngineError> {
     let wire = Wire::connect(address, watch::Sender::new(StoreHealth::Serving)).await?;
-    monitor::check(address).await?;
-    layout::check(&wire, address).await
+    let worries = monitor::check(address).await?;
+    let mut found = layout::check(&wire, address).await?;
+    found.worries.extend(worries);
+    Ok(found)
 }
 
 // === impl JetStreamStore ===
@@ -118,8 +123,11 @@ impl JetStreamStore {
     ) -> Result<Self, EngineError> {
         let health = watch::Sender::new(StoreHealth::Serving);
         let wire = Wire::connect(address, health.clone()).await?;
-        monitor::check(address).await?;
+        let worries = monitor::check(address).await?;
         let found = layout::check(&wire, address).await?;
+        for worry in worries.iter().chain(&found.worries).chain(&found.missing) {
+            tracing::warn!("{worry}");
+        }
         let names = Names::new(&address.prefix, found.partitions);
         let cluster = Arc::new(Cluster::new(wire, names, found.store_id, clock));
         let _ = look(&cluster).await;
@@ -168,8 +176,8 @@ async fn look(cluster: &Cluster) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Writes something that says nothing where it is not known whether a majority answers, so that this
-/// does not depend on what clients do.
+/// Writes something that says nothing where it is not known whether a majority answers, so that
+/// this does not depend on what clients do.
 async fn probe(cluster: Arc<Cluster>) {
     for partition in cluster.partitions().cycle() {
         sleep(PROBE_INTERVAL).await;

@@ -10,31 +10,40 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Address, layout::EngineError};
+use super::{
+    address::{Address, Monitor},
+    layout::EngineError,
+};
 
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Largest answer that is read.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
-/// Refuses a cluster of which a server says that it does not sync every write; warns where that is
+/// Refuses a cluster of which a server says that it does not sync every write; tells where that is
 /// not known.
-pub(super) async fn check(address: &Address) -> Result<(), EngineError> {
+pub(super) async fn check(address: &Address) -> Result<Vec<String>, EngineError> {
+    let mut worries = Vec::new();
     if address.monitors.is_empty() {
-        tracing::warn!(
+        worries.push(
             "nobody was asked whether the cluster syncs every write; its servers need \
              `sync_interval: always`, or what is acknowledged may be lost in a power cut. Give \
              their monitoring addresses (`nats_monitor`) to have it checked"
+                .to_owned(),
         );
     }
     for monitor in &address.monitors {
-        let problem = |problem: String| EngineError::Monitor { monitor: monitor.clone(), problem };
+        let problem =
+            |problem: String| EngineError::Monitor { monitor: monitor.to_string(), problem };
         let asked = timeout(ANSWER_TIME_MAX, ask(monitor)).await;
         let answer = match asked.unwrap_or_else(|_| Err("does not answer".to_owned())) {
             Ok(answer) => answer,
             // One server that is away must not keep others from starting.
             Err(problem) => {
-                tracing::warn!(monitor, problem, "whether this server syncs is not known");
+                worries.push(format!(
+                    "the monitor {monitor} {problem}: whether that server syncs every write is \
+                     not known"
+                ));
                 continue;
             }
         };
@@ -46,12 +55,11 @@ pub(super) async fn check(address: &Address) -> Result<(), EngineError> {
             )));
         }
     }
-    Ok(())
+    Ok(worries)
 }
 
 /// What a server says of itself.
-async fn ask(monitor: &str) -> Result<Value, String> {
-    let host = monitor.trim_start_matches("http://").trim_end_matches('/');
+async fn ask(Monitor(host): &Monitor) -> Result<Value, String> {
     let failed = |error: std::io::Error| format!("cannot be asked: {error}");
     let mut stream = TcpStream::connect(host).await.map_err(failed)?;
     // HTTP/1.0: the answer ends with the connection.

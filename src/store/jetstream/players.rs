@@ -33,8 +33,8 @@ use crate::{
     store::{Applied, ApplyError, ResetDone, ResetError, StoreError, frame, rows::event_to_row},
 };
 
-/// Most updates of a partition that wait. A caller beyond that waits for a place, no longer than its
-/// deadline; one whose player is in another partition does not.
+/// Most updates of a partition that wait. A caller beyond that waits for a place, no longer than
+/// its deadline; one whose player is in another partition does not.
 const WAITING_MAX: usize = 4096;
 
 /// Most updates that are written as one: with so many events each, a batch has less than the 1000

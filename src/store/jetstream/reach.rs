@@ -16,9 +16,12 @@ use crate::store::StoreHealth;
 /// How long writes may have no answer at all before another NATS server is tried.
 const SILENCE_MAX: Duration = Duration::from_secs(4);
 
-/// How long there may be no leader, or nothing that is stored: longer than a cluster takes to choose
-/// a leader (4 to 9 seconds).
+/// How long there may be no leader, or nothing that is stored: longer than a cluster takes to
+/// choose a leader (4 to 9 seconds).
 const LEADERLESS_MAX: Duration = Duration::from_secs(12);
+
+/// How long a connection may be gone before that is told: another one takes a moment.
+const DISCONNECTED_MAX: Duration = Duration::from_secs(3);
 
 /// After so long without anything that was stored, something is to be written to see whether it
 /// would be.
@@ -49,7 +52,7 @@ pub(super) struct Reach {
 }
 
 struct State {
-    is_connected: bool,
+    disconnected_since: Option<Instant>,
     stored_at: Instant,
     /// Since when nothing was stored that should have been.
     failing_since: Option<Instant>,
@@ -61,7 +64,7 @@ struct State {
 impl Reach {
     pub(super) fn new(health: watch::Sender<StoreHealth>) -> Self {
         let state = State {
-            is_connected: true,
+            disconnected_since: None,
             stored_at: Instant::now(),
             failing_since: None,
             trying_since: None,
@@ -72,11 +75,11 @@ impl Reach {
     }
 
     /// Notes that the connection stands, or does not.
-    pub(super) fn connected(&self, is_connected: bool) {
+    pub(super) fn connected(&self, is_connected: bool, now: Instant) {
         let mut state = self.state.lock();
-        state.is_connected = is_connected;
+        state.disconnected_since = (!is_connected).then_some(now);
         state.trying_since = None;
-        self.tell(&state, Instant::now());
+        self.tell(&state, now);
     }
 
     /// Notes what was heard; tells whether another NATS server is to be tried.
@@ -105,8 +108,11 @@ impl Reach {
     }
 
     fn tell(&self, state: &State, now: Instant) {
-        let failing = state.failing_since.map(|since| now.duration_since(since));
-        let is_reached = state.is_connected && failing.is_none_or(|it| it <= LEADERLESS_MAX);
+        let is_over = |since: Option<Instant>, time_max| {
+            since.is_some_and(|since| now.duration_since(since) > time_max)
+        };
+        let is_reached = !is_over(state.disconnected_since, DISCONNECTED_MAX)
+            && !is_over(state.failing_since, LEADERLESS_MAX);
         let health = if is_reached { StoreHealth::Serving } else { StoreHealth::Unreachable };
         self.health.send_if_modified(|told| std::mem::replace(told, health) != health);
     }
@@ -114,7 +120,9 @@ impl Reach {
     /// Whether nothing shows that a majority answers.
     pub(super) fn is_in_doubt(&self) -> bool {
         let state = self.state.lock();
-        state.failing_since.is_some() || state.stored_at.elapsed() > QUIET_MAX
+        state.failing_since.is_some()
+            || state.disconnected_since.is_some()
+            || state.stored_at.elapsed() > QUIET_MAX
     }
 
     /// Whether it is time to say that JetStream refuses something.
@@ -173,13 +181,24 @@ mod tests {
         assert_eq!(*told.borrow(), StoreHealth::Serving, "an election takes a while");
         assert!(reach.hear(Heard::NoLeader, at(start, 13)));
         assert_eq!(*told.borrow(), StoreHealth::Unreachable);
-        reach.connected(true);
+        reach.connected(true, at(start, 13));
         assert!(reach.is_in_doubt());
         assert!(!reach.hear(Heard::Stored, at(start, 14)));
         assert_eq!(*told.borrow(), StoreHealth::Serving);
         assert!(!reach.hear(Heard::Silence, at(start, 30)), "it begins anew");
-        reach.connected(false);
+    }
+
+    #[test]
+    fn a_connection_that_is_gone_for_a_moment_is_not_told() {
+        let (reach, told, start) = reach();
+        reach.connected(false, start);
+        assert!(reach.is_in_doubt());
+        reach.hear(Heard::Silence, at(start, 3));
+        assert_eq!(*told.borrow(), StoreHealth::Serving);
+        reach.hear(Heard::Silence, at(start, 4));
         assert_eq!(*told.borrow(), StoreHealth::Unreachable);
+        reach.connected(true, at(start, 5));
+        assert_eq!(*told.borrow(), StoreHealth::Serving);
     }
 
     #[test]

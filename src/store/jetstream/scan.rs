@@ -32,10 +32,13 @@ pub(super) struct Counted {
     titles: Mutex<HashMap<Title, Counting>>,
 }
 
+/// Tells what was counted, in the end.
+type Running = watch::Receiver<Option<Result<Arc<Count>, StoreError>>>;
+
 #[derive(Default)]
 struct Counting {
     last: Option<Arc<Count>>,
-    running: Option<watch::Receiver<Option<Result<Arc<Count>, StoreError>>>>,
+    running: Option<Running>,
 }
 
 struct Count {
@@ -62,7 +65,7 @@ struct Place {
 impl Place {
     fn parse(bookmark: &Bookmark) -> Option<Self> {
         let (partition, sequence) = bookmark.0.split_once('-')?;
-        let sequence = sequence.parse().ok().filter(|it| *it <= i64::MAX as u64)?;
+        let sequence = sequence.parse().ok().filter(|it| i64::try_from(*it).is_ok())?;
         Some(Self { partition: partition.parse().ok()?, sequence })
     }
 
@@ -224,8 +227,8 @@ async fn count(cluster: &Cluster, title: &Title) -> Result<Rarity, StoreError> {
 
 impl Counted {
     /// How many players have completed what. Counting reads all of them, so what was counted is
-    /// used for a while, the longer the longer it took. It goes on also when whoever asked has gone:
-    /// it may take longer than a request has.
+    /// used for a while, the longer the longer it took. It may take longer than a request has, so
+    /// it goes on when whoever asked has gone.
     pub(super) async fn rarity(
         self: &Arc<Self>,
         cluster: &Arc<Cluster>,
@@ -253,11 +256,7 @@ impl Counted {
     }
 
     /// Begins to count.
-    fn start(
-        self: Arc<Self>,
-        cluster: Arc<Cluster>,
-        title: Title,
-    ) -> watch::Receiver<Option<Result<Arc<Count>, StoreError>>> {
+    fn start(self: Arc<Self>, cluster: Arc<Cluster>, title: Title) -> Running {
         let (told, running) = watch::channel(None);
         tokio::spawn(async move {
             let began = Instant::now();

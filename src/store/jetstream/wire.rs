@@ -1,10 +1,9 @@
 //! What is said to JetStream: reads at the leader, pages of a subject, and atomic batches.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{
-    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind, ServerAddr,
-    StatusCode,
+    Client, HeaderMap, Message, Request, RequestErrorKind, StatusCode,
     jetstream::{
         self, Context, ContextBuilder,
         message::StreamMessage,
@@ -20,7 +19,8 @@ use tokio::{
 };
 
 use super::{
-    address::{Address, Login},
+    address::Address,
+    connection,
     patience::{PATIENCE, Pauses, patiently},
     reach::{Heard, Reach},
 };
@@ -33,19 +33,6 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 /// Longest wait for a read. Shorter than the time in which another leader may be chosen (4 s): an
 /// answer that a frozen leader gives when it wakes is not waited for.
 const READ_TIME_MAX: Duration = Duration::from_secs(1);
-
-/// How often a silent connection is asked whether it lives; it is left after 3 without an answer,
-/// before the other servers may have chosen another leader.
-const PING_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Longest wait for a connection.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
-
-/// Pause before the next attempt to connect, at most.
-const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(250);
-
-/// Messages that wait to be written to the connection.
-const WAITING_MAX: usize = 8192;
 
 /// Reads under way, and most bytes that each may bring, but for its last message. NATS gives a
 /// connection up that has not taken 64 MiB yet (`max_pending`).
@@ -127,53 +114,7 @@ impl Wire {
         health: watch::Sender<StoreHealth>,
     ) -> Result<Self, StoreError> {
         let reach = Arc::new(Reach::new(health));
-        let (told, asked) = (reach.clone(), reach.clone());
-        let mut options = ConnectOptions::new()
-            .name("accolade")
-            .ping_interval(PING_INTERVAL)
-            .connection_timeout(CONNECT_TIME_MAX)
-            .request_timeout(Some(ANSWER_TIME_MAX))
-            .client_capacity(WAITING_MAX)
-            .reconnect_delay_callback(|attempts| {
-                let pause = Duration::from_millis(10 * attempts as u64);
-                pause.min(RECONNECT_PAUSE_MAX)
-            })
-            .reconnect_to_server_callback(move |servers, _| {
-                let next = asked.next(&servers);
-                async { next }
-            })
-            .event_callback(move |event| {
-                match event {
-                    Event::Connected => told.connected(true),
-                    Event::Disconnected => told.connected(false),
-                    _ => {}
-                }
-                async {}
-            });
-        if let Some(file) = &address.credentials {
-            options = options.credentials_file(file).await.map_err(|error| {
-                StoreError::Failed(format!("`{}` cannot be read: {error}", file.display()))
-            })?;
-        }
-        options = match address.login.clone() {
-            Some(Login::Password { user, password }) => options.user_and_password(user, password),
-            Some(Login::Token(token)) => options.token(token),
-            None => options,
-        };
-        if let Some(file) = &address.ca {
-            options = options.add_root_certificates(file.clone());
-        }
-        if let Some((certificate, key)) = &address.certificate {
-            options = options.add_client_certificate(certificate.clone(), key.clone());
-        }
-        let unreachable = |error: &dyn Display| {
-            let cluster = address.shown();
-            StoreError::Failed(format!("no server of {cluster} can be reached: {error}"))
-        };
-        let servers = address.servers.iter().map(|server| server.parse::<ServerAddr>());
-        let servers: Vec<_> =
-            servers.collect::<Result<_, _>>().map_err(|error| unreachable(&error))?;
-        let client = options.connect(servers).await.map_err(|error| unreachable(&error))?;
+        let client = connection::connect(address, reach.clone(), ANSWER_TIME_MAX).await?;
         let mut context = jetstream::new(client.clone());
         context.set_timeout(ANSWER_TIME_MAX);
         let reads = ContextBuilder::new().timeout(READ_TIME_MAX).build(client.clone());
