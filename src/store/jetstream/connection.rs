@@ -37,6 +37,8 @@ pub(super) async fn connect(
         .connection_timeout(CONNECT_TIME_MAX)
         .request_timeout(Some(answer_time_max))
         .client_capacity(WAITING_MAX)
+        // Other addresses of the same servers would have turns of their own.
+        .ignore_discovered_servers()
         .reconnect_delay_callback(|attempts| {
             let pause = Duration::from_millis(10 * attempts as u64);
             pause.min(RECONNECT_PAUSE_MAX)

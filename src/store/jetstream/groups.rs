@@ -34,7 +34,7 @@ const MESSAGES_MAX: usize = 900;
 const BYTES_MAX: usize = 1 << 20;
 
 /// Most subjects that are read together, of the 1024 that JetStream takes.
-const READS_MAX: usize = 64;
+const TOGETHER_MAX: usize = 64;
 
 /// Batches, and reads, of a partition under way. While they are, the next one grows.
 const UNDER_WAY_MAX: usize = 4;
@@ -180,7 +180,7 @@ async fn run_reads(
     while let Ok(place) = places.clone().acquire_owned().await {
         let Some(first) = waiting.recv().await else { return };
         let mut reads = vec![first];
-        while reads.len() < READS_MAX
+        while reads.len() < TOGETHER_MAX
             && let Ok(read) = waiting.try_recv()
         {
             reads.push(read);

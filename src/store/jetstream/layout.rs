@@ -31,6 +31,12 @@ const REPLICAS_SAFE: usize = 3;
 const READY_TIME_MAX: Duration = Duration::from_secs(60);
 const READY_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long a check looks again where a replica is behind: one that is busy is, for a moment.
+const BEHIND_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A replica that was not heard of for so long is gone.
+const GONE_AFTER: Duration = Duration::from_secs(5);
+
 /// How an installation is to be. What is not said stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -159,11 +165,12 @@ pub(super) async fn init(wire: &Wire, address: &Address, plan: Plan) -> Result<F
 /// Whether everything is there, and as it must be.
 pub(super) async fn check(wire: &Wire, address: &Address) -> Result<Found, EngineError> {
     check_version(wire)?;
+    let deadline = Instant::now() + BEHIND_TIME_MAX;
     let names = Names::new(&address.prefix, 1);
     let not_laid_out = || EngineError::NotLaidOut(address.shown());
     let shared = shared_config(&names, 1);
     let FoundStream { config, mut missing } =
-        find_stream(wire, &shared).await?.ok_or_else(not_laid_out)?;
+        look_again(wire, &shared, deadline).await?.ok_or_else(not_laid_out)?;
     let mut replicas = config.num_replicas;
     let row = read_row(wire, &names.shared_stream(), &names.engine()).await?;
     let row = row.ok_or_else(not_laid_out)?;
@@ -178,7 +185,7 @@ pub(super) async fn check(wire: &Wire, address: &Address) -> Result<Found, Engin
             stream: expected.name.clone(),
             problem: "is not there".to_owned(),
         };
-        let found = find_stream(wire, &expected).await?.ok_or_else(not_there)?;
+        let found = look_again(wire, &expected, deadline).await?.ok_or_else(not_there)?;
         replicas = replicas.min(found.config.num_replicas);
         missing.extend(found.missing);
         let first = read_row(wire, &expected.name, &names.first(partition)).await?;
@@ -313,6 +320,22 @@ async fn make(wire: &Wire, config: Config, replicas: Option<usize>) -> Result<()
     }
 }
 
+/// The same as [`find_stream`], as long as replicas are missing, until a time.
+async fn look_again(
+    wire: &Wire,
+    expected: &Config,
+    deadline: Instant,
+) -> Result<Option<FoundStream>, EngineError> {
+    loop {
+        let found = find_stream(wire, expected).await?;
+        let is_whole = found.as_ref().is_none_or(|found| found.missing.is_empty());
+        if is_whole || Instant::now() > deadline {
+            return Ok(found);
+        }
+        sleep(READY_PAUSE).await;
+    }
+}
+
 /// A stream as it is, which must be as this version needs it; `None` where there is none.
 async fn find_stream(wire: &Wire, expected: &Config) -> Result<Option<FoundStream>, EngineError> {
     let start = Instant::now();
@@ -325,7 +348,10 @@ async fn find_stream(wire: &Wire, expected: &Config) -> Result<Option<FoundStrea
                 {
                     return Ok(None);
                 }
-                _ if start.elapsed() < READY_TIME_MAX => sleep(READY_PAUSE).await,
+                _ if start.elapsed() < READY_TIME_MAX => {
+                    wire.has_no_leader();
+                    sleep(READY_PAUSE).await;
+                }
                 kind => return Err(StoreError::Unavailable(kind.to_string()).into()),
             },
         }
@@ -333,11 +359,9 @@ async fn find_stream(wire: &Wire, expected: &Config) -> Result<Option<FoundStrea
     let (found, replicas) = (info.config, info.cluster.unwrap_or_default().replicas);
     let missing = replicas.iter().filter(|replica| replica.offline || !replica.current);
     let missing = missing.map(|replica| {
-        let (stream, server, ago) = (&found.name, &replica.name, replica.active.as_secs());
-        format!(
-            "of stream {stream}, the replica on NATS server {server:?} is gone or behind; it was \
-             last heard of {ago} s ago"
-        )
+        let is_gone = replica.offline || replica.active > GONE_AFTER;
+        let how = if is_gone { "is gone" } else { "is behind" };
+        format!("of stream {}, the replica on NATS server {:?} {how}", found.name, replica.name)
     });
     let missing = missing.collect();
     let wrong = |problem: &str| {

@@ -2,12 +2,9 @@
 //! proves one. The NATS server that this one is connected to may be cut off from the others, and
 //! go on answering for itself; then another one is to be tried.
 
-use std::{
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
-use async_nats::{ReconnectToServer, Server};
+use async_nats::{ReconnectToServer, Server, ServerAddr};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
@@ -37,6 +34,8 @@ pub(super) enum Heard {
     Stored,
     /// Somebody answered who may be cut off.
     Answer,
+    /// Somebody answered that it cannot be stored.
+    Refused,
     /// Nothing.
     Silence,
     /// That nobody leads.
@@ -47,8 +46,6 @@ pub(super) enum Heard {
 pub(super) struct Reach {
     state: Mutex<State>,
     health: watch::Sender<StoreHealth>,
-    is_leaving: AtomicBool,
-    turn: AtomicUsize,
 }
 
 struct State {
@@ -59,6 +56,8 @@ struct State {
     /// The same, of this connection.
     trying_since: Option<Instant>,
     refusal_told_at: Option<Instant>,
+    /// Which was chosen last, where one was.
+    chosen: Option<ServerAddr>,
 }
 
 impl Reach {
@@ -69,9 +68,9 @@ impl Reach {
             failing_since: None,
             trying_since: None,
             refusal_told_at: None,
+            chosen: None,
         };
-        let turn = AtomicUsize::new(fastrand::usize(..1 << 16));
-        Self { state: Mutex::new(state), health, is_leaving: AtomicBool::new(false), turn }
+        Self { state: Mutex::new(state), health }
     }
 
     /// Notes that the connection stands, or does not.
@@ -87,8 +86,14 @@ impl Reach {
         let mut state = self.state.lock();
         let patience = match heard {
             Heard::Answer => return false,
+            Heard::Refused => {
+                state.failing_since.get_or_insert(now);
+                self.tell(&state, now);
+                return false;
+            }
             Heard::Stored => {
                 state.stored_at = now;
+                state.disconnected_since = None;
                 (state.failing_since, state.trying_since) = (None, None);
                 self.tell(&state, now);
                 return false;
@@ -99,10 +104,10 @@ impl Reach {
         state.failing_since.get_or_insert(now);
         let since = *state.trying_since.get_or_insert(now);
         self.tell(&state, now);
-        let is_over = now.duration_since(since) > patience;
+        // Without a connection another one is being looked for already.
+        let is_over = state.disconnected_since.is_none() && now.duration_since(since) > patience;
         if is_over {
             state.trying_since = None;
-            self.is_leaving.store(true, Ordering::SeqCst);
         }
         is_over
     }
@@ -135,15 +140,17 @@ impl Reach {
         is_time
     }
 
-    /// Which NATS server to connect to, where one was left: each in its turn. Else the client
-    /// chooses.
+    /// Which NATS server to connect to: the one behind the last, so that each has its turn. The
+    /// first is the client's choice.
     pub(super) fn next(&self, servers: &[Server]) -> Option<ReconnectToServer> {
-        if !self.is_leaving.swap(false, Ordering::SeqCst) {
-            return None;
-        }
-        let turn = self.turn.fetch_add(1, Ordering::SeqCst);
-        let server = servers.get(turn.checked_rem(servers.len())?)?;
-        Some(ReconnectToServer { addr: server.addr.clone(), delay: None })
+        let mut state = self.state.lock();
+        let last = servers.iter().position(|it| match &state.chosen {
+            Some(chosen) => it.addr == *chosen,
+            None => it.did_connect,
+        });
+        let addr = servers[(last? + 1) % servers.len()].addr.clone();
+        state.chosen = Some(addr.clone());
+        Some(ReconnectToServer { addr, delay: None })
     }
 }
 
@@ -197,8 +204,40 @@ mod tests {
         assert_eq!(*told.borrow(), StoreHealth::Serving);
         reach.hear(Heard::Silence, at(start, 4));
         assert_eq!(*told.borrow(), StoreHealth::Unreachable);
-        reach.connected(true, at(start, 5));
+        // Whoever is looking for another connection need not be told to.
+        assert!(!reach.hear(Heard::Silence, at(start, 10)));
+        reach.connected(true, at(start, 11));
         assert_eq!(*told.borrow(), StoreHealth::Serving);
+    }
+
+    #[test]
+    fn a_cluster_that_refuses_everything_is_not_reached_and_not_left() {
+        let (reach, told, start) = reach();
+        assert!(!reach.hear(Heard::Refused, start));
+        assert_eq!(*told.borrow(), StoreHealth::Serving);
+        assert!(!reach.hear(Heard::Refused, at(start, 13)));
+        assert_eq!(*told.borrow(), StoreHealth::Unreachable);
+    }
+
+    #[test]
+    fn servers_have_their_turns() {
+        let (reach, _, _) = reach();
+        let server = |name: &str, did_connect| Server {
+            addr: format!("nats://{name}:4222").parse().unwrap(),
+            failed_attempts: 0,
+            did_connect,
+            is_discovered: false,
+            last_error: None,
+        };
+        let next = |servers: &[Server]| reach.next(servers).map(|it| it.addr.host().to_owned());
+        let begun = ["a", "b", "c"].map(|name| server(name, false));
+        assert_eq!(next(&begun), None, "the first is the client's choice");
+        let connected =
+            [("a", false), ("b", true), ("c", false)].map(|(name, it)| server(name, it));
+        for expected in ["c", "a", "b", "c"] {
+            assert_eq!(next(&connected).as_deref(), Some(expected));
+        }
+        assert_eq!(next(&[server("x", true)]), None, "what was chosen is not there any more");
     }
 
     #[test]

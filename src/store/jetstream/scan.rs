@@ -242,6 +242,8 @@ impl Counted {
                 if let Some(last) = counting.last.as_ref().filter(|it| it.is_good_for(asked)) {
                     return Ok(last.rarity.clone());
                 }
+                // One whose sender is gone will tell nothing.
+                counting.running.take_if(|running| running.has_changed().is_err());
                 let start = || self.clone().start(cluster.clone(), title.clone());
                 counting.running.get_or_insert_with(start).clone()
             };
@@ -301,6 +303,8 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(last().unwrap().rarity.players, 2);
+        let quick = Count { rarity: Rarity::default(), began: start, took: Duration::ZERO };
+        store.counted.titles.lock().get_mut(&title("t")).unwrap().last = Some(Arc::new(quick));
         // That count began before this set, and is not told to whoever asks after it.
         store.apply(Update::of("t", "c").delta("n", 2, 1).build()).await.unwrap();
         let title = title("t");

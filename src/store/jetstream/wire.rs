@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::{
     sync::{Semaphore, SemaphorePermit, watch},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -30,13 +30,13 @@ use crate::store::{StoreError, StoreHealth, crash_point::crash_point};
 /// 9 seconds to choose another.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// Longest wait for a read. Shorter than the time in which another leader may be chosen (4 s): an
-/// answer that a frozen leader gives when it wakes is not waited for.
+/// Longest wait for a message of a read. Shorter than the time in which another leader may be
+/// chosen (4 s): an answer that a frozen leader gives when it wakes is not waited for.
 const READ_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// Reads under way, and most bytes that each may bring, but for its last message. NATS gives a
-/// connection up that has not taken 64 MiB yet (`max_pending`).
-const READS_MAX: usize = 32;
+/// Reads under way, and most bytes that each may bring, but for its last message: up to 32 MiB.
+/// NATS gives a connection up that has not taken 64 MiB yet (`max_pending`).
+const READS_MAX: usize = 16;
 pub(super) const READ_BYTES_MAX: usize = 1 << 20;
 
 /// JetStream's code for: the subject has another last sequence.
@@ -122,6 +122,11 @@ impl Wire {
         Ok(Self { client, reads, context, reading, reach })
     }
 
+    /// Notes that nobody answers what a leader must.
+    pub(super) fn has_no_leader(&self) {
+        self.heard(Heard::NoLeader);
+    }
+
     /// Notes what was heard of a write. Where nothing is stored any more, the NATS server that this
     /// is connected to may be cut off from the others; another one may not be.
     fn heard(&self, heard: Heard) {
@@ -190,10 +195,9 @@ impl Wire {
         };
         let _place = self.place_to_read().await?;
         let mut replies = self.ask_any(stream, &asked).await?;
-        let deadline = Instant::now() + READ_TIME_MAX;
         let mut messages = Vec::with_capacity(subjects.len());
         loop {
-            let reply = next_reply(&mut replies, deadline).await?;
+            let reply = next_reply(&mut replies).await?;
             match reply.status {
                 None => messages.push(from_page(reply)?),
                 Some(StatusCode::NOT_FOUND) if messages.is_empty() => return Ok(Some(messages)),
@@ -275,10 +279,9 @@ impl Wire {
         });
         let _place = self.place_to_read().await?;
         let mut replies = self.ask_any(stream, &asked).await?;
-        let deadline = Instant::now() + ANSWER_TIME_MAX;
         let mut page = Page::default();
         loop {
-            let reply = next_reply(&mut replies, deadline).await?;
+            let reply = next_reply(&mut replies).await?;
             match reply.status {
                 None => {
                     check_follows(&reply, &page)?;
@@ -354,6 +357,7 @@ impl Wire {
         let (heard, written) = match in_time(self.client.send_request(subject, request)).await {
             Ok(Ok(reply)) => match said(&reply) {
                 written @ Written::Stored(_) => (Heard::Stored, written),
+                written @ Written::Unknown(_) => (Heard::Refused, written),
                 written => (Heard::Answer, written),
             },
             Ok(Err(error)) => match error.kind() {
@@ -370,7 +374,7 @@ impl Wire {
             Err(error) => (Heard::Silence, Written::Unknown(error.to_string())),
         };
         self.heard(heard);
-        if let (Heard::Answer, Written::Unknown(refusal)) = (heard, &written)
+        if let (Heard::Refused, Written::Unknown(refusal)) = (heard, &written)
             && self.reach.may_tell_of_refusal(Instant::now())
         {
             tracing::warn!(refusal, "JetStream refuses to store something");
@@ -514,11 +518,8 @@ fn said(reply: &Message) -> Written {
 }
 
 /// The next of several answers.
-async fn next_reply(
-    replies: &mut async_nats::Subscriber,
-    deadline: Instant,
-) -> Result<Message, StoreError> {
-    let reply = timeout_at(deadline, replies.next()).await;
+async fn next_reply(replies: &mut async_nats::Subscriber) -> Result<Message, StoreError> {
+    let reply = timeout(READ_TIME_MAX, replies.next()).await;
     let reply = reply.map_err(|_| unavailable("an answer did not come in time"))?;
     reply.ok_or_else(|| unavailable("the connection ended"))
 }
