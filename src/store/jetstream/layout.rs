@@ -34,9 +34,6 @@ const READY_PAUSE: Duration = Duration::from_millis(200);
 /// How long a check looks again where a replica is behind: one that is busy is, for a moment.
 const BEHIND_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// A replica that was not heard of for so long is gone.
-const GONE_AFTER: Duration = Duration::from_secs(5);
-
 /// How an installation is to be. What is not said stays as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -359,8 +356,8 @@ async fn find_stream(wire: &Wire, expected: &Config) -> Result<Option<FoundStrea
     let (found, replicas) = (info.config, info.cluster.unwrap_or_default().replicas);
     let missing = replicas.iter().filter(|replica| replica.offline || !replica.current);
     let missing = missing.map(|replica| {
-        let is_gone = replica.offline || replica.active > GONE_AFTER;
-        let how = if is_gone { "is gone" } else { "is behind" };
+        // NATS itself takes a while to tell these apart.
+        let how = if replica.offline { "is gone" } else { "is gone, or behind" };
         format!("of stream {}, the replica on NATS server {:?} {how}", found.name, replica.name)
     });
     let missing = missing.collect();
