@@ -476,7 +476,9 @@ async fn a_lost_majority_is_told_until_it_is_back() {
     set(&mut client, delta("t", "p", "n", 1)).await;
     let survivor = nats.server_of("accolade").expect("it is connected");
     let lost: Vec<_> = (0..3).filter(|n| *n != survivor).collect();
-    lost.iter().for_each(|n| nats.kill(*n));
+    for n in &lost {
+        nats.kill(*n);
+    }
     let start = Instant::now();
     while server.admin("/readyz").0.contains("200") {
         assert!(start.elapsed() < 2 * PATIENCE, "it takes itself for ready");
@@ -486,7 +488,9 @@ async fn a_lost_majority_is_told_until_it_is_back() {
     request.request_id = "r".to_owned();
     let failed = client.set_achievement_storage(request.clone()).await.unwrap_err();
     assert!([Code::Unavailable, Code::DeadlineExceeded].contains(&failed.code()), "{failed:?}");
-    lost.iter().for_each(|n| nats.run(*n));
+    for n in &lost {
+        nats.run(*n);
+    }
     while !server.admin("/readyz").0.contains("200") {
         assert!(start.elapsed() < 4 * PATIENCE, "it does not notice");
         tokio::time::sleep(Duration::from_millis(100)).await;
