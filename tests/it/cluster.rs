@@ -10,15 +10,13 @@ use std::{
 };
 
 use accolade::proto::v1::{
-    BatchSetAchievementStorageRequest, ConsumeCompletionsRequest, ConsumeCompletionsResponse,
-    ListCompletionsRequest, NodeUpdate, ResetAchievementRequest,
-    consume_completions_request::Action, consume_completions_response::Event as Consumed,
-    watch_completions_response::Event,
+    ConsumeCompletionsRequest, ConsumeCompletionsResponse, ListCompletionsRequest,
+    ResetAchievementRequest, consume_completions_request::Action,
+    consume_completions_response::Event as Consumed, watch_completions_response::Event,
 };
 use tempfile::TempDir;
 use tokio::{task::JoinSet, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
 
 use crate::support::{
     PATIENCE, Server, Watch, accolade, delta, get,
@@ -59,7 +57,7 @@ fn refused(args: &[&str]) -> String {
 }
 
 /// Waits until a server knows a title.
-async fn wait_for_title(server: &Server, title: &str) {
+pub async fn wait_for_title(server: &Server, title: &str) {
     let start = Instant::now();
     let mut client = server.storage().await;
     while client.set_achievement_storage(delta(title, "first", "n", 1)).await.is_err() {
@@ -124,34 +122,6 @@ fn the_configuration_for_operators_is_one_that_nats_takes() {
     std::fs::write(&file, config.join("\n")).unwrap();
     let checked = nats::check(&file, &environment);
     assert!(checked.status.success(), "{}", text(&checked.stderr));
-}
-
-#[test]
-fn a_check_of_a_cluster_names_replicas_that_are_gone() {
-    let mut nats = Nats::start(3);
-    let url = nats.url("ach");
-    init(&url, "2", "3");
-    let check = || accolade(&["engine", "check", "--store", &url]);
-    let sound = check();
-    assert!(sound.status.success(), "{}", text(&sound.stderr));
-    nats.kill(2);
-    let start = Instant::now();
-    loop {
-        let checked = check();
-        let said = text(&checked.stderr);
-        // Both partitions, and the stream of everything else; the others notice after a while.
-        if said.lines().filter(|line| line.contains("\"n2\" is gone")).count() == 3 {
-            assert!(!checked.status.success());
-            assert!(text(&checked.stdout).contains("3 replicas are missing or behind"));
-            break;
-        }
-        assert!(start.elapsed() < 2 * PATIENCE, "{said}");
-    }
-    nats.run(2);
-    nats.wait_ready(2);
-    while !check().status.success() {
-        assert!(start.elapsed() < 4 * PATIENCE, "it is back");
-    }
 }
 
 /// Whoever deploys with these copies them.
@@ -374,129 +344,6 @@ async fn a_record_that_is_written_all_the_time_is_never_read_as_older_or_missing
     }
     let reads: usize = readers.join_all().await.into_iter().sum();
     assert!(reads > SETS / 2, "{reads} reads");
-}
-
-/// NATS gives up a connection that does not take what it asked for in time.
-#[tokio::test(flavor = "multi_thread")]
-async fn many_large_players_are_read_at_once() {
-    const PLAYERS: usize = 80;
-    const NODES: usize = 50;
-    const READS: usize = 5 * PLAYERS;
-    let nodes: Vec<_> = (0..NODES).map(|n| format!("n{n}")).collect();
-    // Half of what it is by default, and a little more than may be under way at most.
-    let nats = Nats::start_with("max_pending: 36MB\n");
-    let url = nats.url("ach");
-    init(&url, "16", "1");
-    let dir = TempDir::new().unwrap();
-    // One that wrote nothing itself has to read everything.
-    let [writer, reader] =
-        ["a", "b"].map(|name| Server::start_on(&url, &dir.path().join(name), &[]));
-    let catalog: Vec<_> = nodes.iter().map(|node| (node.as_str(), 1)).collect();
-    writer.apply("t", &[&catalog[..], &[("n", 1)]].concat()).await;
-    wait_for_title(&reader, "t").await;
-    let mut client = writer.storage().await;
-    for player in 0..PLAYERS {
-        for nodes in nodes.chunks(4) {
-            let updates = nodes.iter().map(|node| NodeUpdate {
-                node_id: node.clone(),
-                extra: Some("x".repeat(16_000)),
-                expected_version: Some(0),
-                ..NodeUpdate::default()
-            });
-            let batch = BatchSetAchievementStorageRequest {
-                title: "t".to_owned(),
-                player_id: format!("p{player}"),
-                updates: updates.collect(),
-                ..BatchSetAchievementStorageRequest::default()
-            };
-            client.batch_set_achievement_storage(batch).await.unwrap();
-        }
-    }
-    let mut reads = JoinSet::new();
-    for read in 0..READS {
-        let mut client = reader.storage().await;
-        // And some who are not there.
-        let player = format!("p{}", read % (PLAYERS + 8));
-        reads.spawn(async move { get(&mut client, "t", &player).await.len() });
-    }
-    let found = reads.join_all().await;
-    let missing = (0..READS).filter(|read| read % (PLAYERS + 8) >= PLAYERS).count();
-    assert_eq!(found.iter().filter(|records| **records == NODES).count(), READS - missing);
-    assert_eq!(found.iter().filter(|records| **records == 0).count(), missing);
-    let told = nats.get(0, "/varz").unwrap();
-    assert!(told.contains("\"slow_consumers\": 0"), "{told}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn metrics_are_true_on_a_cluster_and_told_without_it() {
-    const PLAYERS: u64 = 20;
-    let nats = Nats::start(1);
-    let url = nats.url("ach");
-    init(&url, "2", "1");
-    let dir = TempDir::new().unwrap();
-    let args = ["--admin-listen", "127.0.0.1:0"];
-    let server = Server::start_on(&url, &dir.path().join("a"), &args);
-    server.apply("t", &[("n", 2)]).await;
-    let mut client = server.storage().await;
-    for player in 0..PLAYERS {
-        set(&mut client, delta("t", &player.to_string(), "n", 1)).await;
-        set(&mut client, delta("t", &player.to_string(), "n", 1)).await;
-    }
-    assert_eq!(server.metric("accolade_completions_total"), PLAYERS);
-    let start = Instant::now();
-    while server.metric("accolade_updates_waiting") > 0 {
-        assert!(start.elapsed() < PATIENCE, "nothing waits");
-    }
-    assert!((1..=2 * PLAYERS).contains(&server.metric("accolade_group_updates_count")));
-    nats.signal(0, "STOP");
-    assert_eq!(server.metric("accolade_completions_total"), PLAYERS);
-    let start = Instant::now();
-    while server.admin("/readyz").0.contains("200") {
-        assert!(start.elapsed() < PATIENCE, "it takes itself for ready");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    nats.signal(0, "CONT");
-    while !server.admin("/readyz").0.contains("200") {
-        assert!(start.elapsed() < 2 * PATIENCE, "it does not notice");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_lost_majority_is_told_until_it_is_back() {
-    let start = tokio::task::spawn_blocking(|| Nats::start(3));
-    let mut nats = start.await.unwrap();
-    let url = nats.url("ach");
-    init(&url, "1", "3");
-    let dir = TempDir::new().unwrap();
-    let args = ["--admin-listen", "127.0.0.1:0"];
-    let server = Server::start_on(&url, &dir.path().join("a"), &args);
-    server.apply("t", &[("n", 2)]).await;
-    let mut client = server.storage().await;
-    set(&mut client, delta("t", "p", "n", 1)).await;
-    let survivor = nats.server_of("accolade").expect("it is connected");
-    let lost: Vec<_> = (0..3).filter(|n| *n != survivor).collect();
-    for n in &lost {
-        nats.kill(*n);
-    }
-    let start = Instant::now();
-    while server.admin("/readyz").0.contains("200") {
-        assert!(start.elapsed() < 2 * PATIENCE, "it takes itself for ready");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let mut request = delta("t", "p", "n", 1);
-    request.request_id = "r".to_owned();
-    let failed = client.set_achievement_storage(request.clone()).await.unwrap_err();
-    assert!([Code::Unavailable, Code::DeadlineExceeded].contains(&failed.code()), "{failed:?}");
-    for n in &lost {
-        nats.run(*n);
-    }
-    while !server.admin("/readyz").0.contains("200") {
-        assert!(start.elapsed() < 4 * PATIENCE, "it does not notice");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let version = set(&mut client, request).await.updated.unwrap().version;
-    assert_eq!(version, 2, "it counts once, whichever of the two did");
 }
 
 /// How often each player completes and is reset.

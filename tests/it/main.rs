@@ -20,6 +20,7 @@ mod cluster;
 mod cluster_access;
 mod cluster_faults;
 mod cluster_transfer;
+mod cluster_trouble;
 mod command_line;
 mod consume;
 #[cfg(feature = "failpoints")]

@@ -261,6 +261,17 @@ impl Nats {
         node.child = Some(child.expect("nats-server runs"));
     }
 
+    /// Starts a server anew with another configuration.
+    pub fn reconfigure(&mut self, n: usize, from: &str, to: &str) {
+        self.kill(n);
+        let config = &self.nodes[n].config;
+        let text = fs::read_to_string(config).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(config, text.replace(from, to)).unwrap();
+        self.run(n);
+        self.wait_ready(n);
+    }
+
     /// Waits until a server says that it is healthy.
     pub fn wait_ready(&self, n: usize) {
         let start = Instant::now();
