@@ -93,7 +93,13 @@ pub(super) async fn run(command: EngineCommand) -> Result<ExitCode, CliError> {
     }
     let (state, code) = match missing.len() {
         0 => ("sound".to_owned(), ExitCode::SUCCESS),
-        count => (format!("{count} replicas are missing or behind"), ExitCode::FAILURE),
+        count => (
+            format!(
+                "{count} replicas are missing or behind: start their NATS servers, or remove those \
+                 that are gone for good (deploy/README.md, When machines fail)"
+            ),
+            ExitCode::FAILURE,
+        ),
     };
     say!("{}: {partitions} partitions, {replicas} replicas; {state}", address.shown());
     Ok(code)
