@@ -12,16 +12,13 @@ use accolade::proto::v1::{
 };
 use tokio::{sync::Barrier, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, Streaming, transport::Endpoint};
+use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
 use crate::{
     pauses::pages,
     support::{CompletionClient, PATIENCE, Server, Watch, delta, reason, say, set},
 };
-
-/// How much a subscriber with a narrow window is sent before it must read.
-const NARROW_WINDOW: u32 = 65_535;
 
 /// The extra of a large completion.
 const LARGE_BYTES: usize = 16_000;
@@ -37,14 +34,9 @@ fn size(variable: &str, default: usize) -> usize {
     std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
 }
 
-/// A client that is sent little on a stream before it must read; many such streams do not fill the
-/// connection.
+/// A client that holds its streams back by not reading them.
 async fn narrow(server: &Server) -> CompletionClient {
-    const ALL_STREAMS: u32 = 16 << 20;
-    let endpoint = Endpoint::from_shared(server.url()).unwrap();
-    let endpoint = endpoint.initial_stream_window_size(NARROW_WINDOW);
-    let endpoint = endpoint.initial_connection_window_size(ALL_STREAMS);
-    CompletionClient::new(endpoint.connect().await.expect("the server accepts"))
+    CompletionClient::new(server.narrow_channel().await)
 }
 
 /// Follows everything after a cursor, or what passes a filter.

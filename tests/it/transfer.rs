@@ -22,7 +22,7 @@ use tonic::{Code, Status};
 
 use crate::{
     admin::{complete, erase, feed, reset, restarted, started, take_back},
-    support::{PATIENCE, Server, Watch, delta, fields, get, reason, set},
+    support::{AdminClient, PATIENCE, Server, Watch, delta, fields, get, reason, set},
     sync::{late, now, sync},
 };
 
@@ -497,7 +497,8 @@ async fn ids_of_sets_in_the_middle_of_an_export_are_known_after_the_move() {
     let (source, _source_dir) = started().await;
     complete_many(&source, 3000).await;
     let request = ExportRecordsRequest { title: "t".to_owned(), after: String::new() };
-    let mut answers = source.operator().await.export_records(request).await.unwrap().into_inner();
+    let mut client = AdminClient::new(source.narrow_channel().await);
+    let mut answers = client.export_records(request).await.unwrap().into_inner();
     let mut items = Vec::new();
     let mut is_set = false;
     let completes =

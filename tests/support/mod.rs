@@ -29,6 +29,10 @@ use tonic_types::StatusExt;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_accolade");
 
+/// How much a client with a narrow window is sent on a stream before it must read. By default it is
+/// 2 MiB, which is all of what most streams of the tests say.
+const NARROW_WINDOW: u32 = 16 << 10;
+
 /// Longest wait for anything that should happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -122,6 +126,16 @@ impl Server {
 
     pub async fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(self.url()).unwrap();
+        endpoint.connect().await.expect("the server accepts")
+    }
+
+    /// A client that holds a stream back by not reading it; many such streams do not fill the
+    /// connection.
+    pub async fn narrow_channel(&self) -> Channel {
+        const ALL_STREAMS: u32 = 16 << 20;
+        let endpoint = Endpoint::from_shared(self.url()).unwrap();
+        let endpoint = endpoint.initial_stream_window_size(NARROW_WINDOW);
+        let endpoint = endpoint.initial_connection_window_size(ALL_STREAMS);
         endpoint.connect().await.expect("the server accepts")
     }
 
