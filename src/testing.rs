@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    path::Path,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,6 +10,7 @@ use std::{
 };
 
 use proptest::{collection::vec, prelude::*, sample::Index};
+use tempfile::TempDir;
 
 use crate::{
     clock::Clock,
@@ -25,14 +26,26 @@ use crate::{
 #[path = "../tests/support/nats.rs"]
 pub(crate) mod nats;
 
+/// In memory where there is such a folder: it takes a third of the time, and what a disk may do to
+/// a store is for other tests.
+fn memory() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { memory } else { std::env::temp_dir() }
+}
+
+/// A folder there.
+pub(crate) fn memory_dir() -> TempDir {
+    tempfile::tempdir_in(memory()).unwrap()
+}
+
+/// A server of NATS.
+pub(crate) fn nats() -> nats::Nats {
+    nats::Nats::start_in(&memory(), 1, nats::Ways::Direct)
+}
+
 /// A cluster of one server, laid out.
 pub(crate) async fn cluster(partitions: u32) -> (nats::Nats, Address) {
-    // In memory where there is such a folder: what is answered late is asked again, and some tests
-    // count.
-    let memory = Path::new("/dev/shm");
-    let dir = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    let start = move || nats::Nats::start_in(&dir, 1, nats::Ways::Direct);
-    let nats = tokio::task::spawn_blocking(start).await.unwrap();
+    let nats = tokio::task::spawn_blocking(nats).await.unwrap();
     let address = lay_out(&nats, "ach", partitions).await;
     (nats, address)
 }
@@ -40,9 +53,8 @@ pub(crate) async fn cluster(partitions: u32) -> (nats::Nats, Address) {
 /// Lays an installation of that prefix out.
 pub(crate) async fn lay_out(nats: &nats::Nats, prefix: &str, partitions: u32) -> Address {
     let address: Address = nats.url(prefix).parse().unwrap();
-    jetstream::init(&address, Plan { partitions: Some(partitions), replicas: Some(1) })
-        .await
-        .unwrap();
+    let plan = Plan { partitions: Some(partitions), replicas: Some(1) };
+    jetstream::init(&address, plan).await.unwrap();
     address
 }
 

@@ -149,7 +149,7 @@ mod tests {
 
     #[tokio::test]
     async fn attempts_end_before_the_deadline() {
-        let mut attempts = Attempts::new(Duration::from_millis(300));
+        let mut attempts = Attempts::new(Duration::from_secs(2));
         let mut count = 0;
         while attempts.after(Status::unavailable("gone")).await.is_ok() {
             count += 1;

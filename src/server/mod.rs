@@ -79,6 +79,15 @@ const HEALTH_MESSAGE_BYTES_MAX: usize = 4 << 10;
 /// Largest sum of a request's headers.
 const HEADER_BYTES_MAX: u32 = 8 << 10;
 
+/// What a client may send on a stream before it is read: HTTP/2's own default. It holds back who
+/// sends faster than sets are stored.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+
+/// What a client may send on a connection before it is read. `h2` ends a connection whose unread
+/// frames of less than 256 bytes lack half of this to that size, against floods of small frames. A
+/// set is such a frame: about 9,000 sets of 40 bytes may wait, on several streams that are full.
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+
 /// Streams that a client has reset and that still wait to be accepted, before the connection is
 /// closed: the defence against rapid resets (CVE-2023-44487).
 const PENDING_RESET_STREAMS_MAX: usize = 100;
@@ -361,6 +370,8 @@ fn transport(settings: &Settings, access: Arc<Access>) -> tonic::transport::Serv
         .layer(GrpcWebLayer::new())
         .layer(RefusalsLayer::new(access, settings.request_time_max))
         .max_concurrent_streams(settings.streams_per_connection_max)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(settings.keepalive_interval))
         .http2_keepalive_timeout(Some(settings.keepalive_timeout))
         .http2_max_header_list_size(HEADER_BYTES_MAX)
@@ -413,15 +424,21 @@ async fn report(health: &HealthReporter, is_serving: bool) {
     }
 }
 
-/// Says NOT_SERVING as soon as the store takes no more writes, and while it cannot be reached.
+/// Says NOT_SERVING as soon as the store takes no more writes, and while it cannot be reached. SERVING
+/// was said before; whoever follows health hears of changes only.
 async fn follow_health(store: Arc<dyn Store>, health: HealthReporter) {
     let mut told = store.health();
+    let mut was_serving = true;
     loop {
         let now = *told.borrow_and_update();
         if now == StoreHealth::Poisoned {
             METRICS.store_poisoned.set(1);
         }
-        report(&health, now == StoreHealth::Serving).await;
+        let is_serving = now == StoreHealth::Serving;
+        if is_serving != was_serving {
+            report(&health, is_serving).await;
+            was_serving = is_serving;
+        }
         if told.changed().await.is_err() {
             return;
         }

@@ -27,7 +27,7 @@ use crate::{
         Change, Cursor, EpochSeconds, Event, Outcome, PlayerUpdate, Reason, Record, Refusal,
         RequestId, ResetUpdate, State, Version, decide, decide_reset,
     },
-    testing::{TestClock, Update, lay_out, nats::Nats, node_id, player, title},
+    testing::{TestClock, Update, lay_out, memory_dir, nats, node_id, player, title},
 };
 
 const PLAYERS: [&str; 3] = ["a", "b", "ab"];
@@ -218,12 +218,6 @@ trait Place {
     async fn open(&self) -> Vec<Arc<dyn Store>>;
 }
 
-/// In memory where there is such a folder: it takes a third of the time, and what a disk may do to
-/// a store is for other tests.
-fn make_dir() -> TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
-}
-
 impl Place for TempDir {
     const KEEPS_ERASED: bool = true;
     const IS_ONE_ORDER: bool = true;
@@ -386,7 +380,7 @@ fn agrees<P: Place>(runtime: &Runtime, histories: u32, place: impl AsyncFn() -> 
 
 fn agrees_on_a_cluster<const PARTITIONS: u32>() {
     let runtime = Runtime::new().unwrap();
-    let nats = Nats::start(1);
+    let nats = nats();
     let count = AtomicUsize::new(0);
     agrees(&runtime, histories().div_ceil(10), async || {
         let prefix = format!("h{}", count.fetch_add(1, Ordering::SeqCst));
@@ -397,7 +391,7 @@ fn agrees_on_a_cluster<const PARTITIONS: u32>() {
 #[test]
 fn sled_agrees_with_plain_maps() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    agrees(&runtime, histories(), async || make_dir());
+    agrees(&runtime, histories(), async || memory_dir());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
     *,
 };
 use crate::{
-    domain::PROGRESS_MAX,
+    domain::{LATE_UPDATES_MAX, PROGRESS_MAX},
     proto::rows::{CatalogChunkRow, FeedRow, StoreRow, TitleRow},
     testing::{Mutation, mutated, mutations, title},
 };
@@ -262,6 +262,7 @@ fn is_possible_record(row: &RecordRow) -> bool {
                 && (1..=INT64_MAX).contains(&past.at)
         })
         && row.reset_at <= INT64_MAX
+        && row.late.len() <= LATE_UPDATES_MAX
         && row.late.iter().all(|late| late.at <= INT64_MAX)
         && row.remembered.iter().all(|past| {
             is_id(&past.request_id)

@@ -166,12 +166,12 @@ async fn a_connection_that_asks_nothing_more_is_closed() {
     let mut stream = connect(&server);
     stream.set_read_timeout(Some(IDLE_MAX + PATIENCE)).unwrap();
     let head = format!("Content-Type: application/json\r\nContent-Length: {}", ONE.len());
+    let begun = Instant::now();
     stream
         .write_all(
             format!("POST /{SERVICE}/{GET} HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n{ONE}").as_bytes(),
         )
         .unwrap();
-    let begun = Instant::now();
     let answer = read(stream);
     assert_eq!(answer.status, 200);
     assert!(begun.elapsed() >= IDLE_MAX, "it was kept for the next request");

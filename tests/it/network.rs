@@ -44,7 +44,10 @@ const RECORDS: usize = 6;
 const REMEMBERED: u64 = 8;
 
 /// Longest a client asks for one answer: far beyond any partition.
-const TRIES_MAX: usize = 60;
+const TRIES_MAX: u32 = 60;
+
+/// So much longer a client waits each time: a slow machine may need more than the first tries have.
+const RETRY_PATIENCE: Duration = Duration::from_millis(50);
 
 /// Histories at the same time; they wait for the network most of the time.
 const AT_ONCE: usize = 5;
@@ -240,8 +243,8 @@ impl Caller {
         for retry in 0..TRIES_MAX {
             let invoked_again = self.now();
             let asked = client.set_achievement_storage(request.clone());
-            let answer = tokio::time::timeout(millis(50..600), asked).await;
-            let Ok(Ok(answer)) = answer else {
+            let patience = millis(50..600) + RETRY_PATIENCE * retry;
+            let Ok(Ok(answer)) = tokio::time::timeout(patience, asked).await else {
                 self.counts.retries.fetch_add(1, Relaxed);
                 *client = self.connect();
                 continue;

@@ -339,7 +339,7 @@ async fn a_long_pause_in_the_middle_of_a_commit_ends_no_writes() {
     let data = dir.path().join("data");
     let mut command = std::process::Command::new(crate::support::BINARY);
     command.args(["serve", "--listen=127.0.0.1:0", "--data"]).arg(&data);
-    command.env("FAILPOINTS", "before-sync=sleep(2000)");
+    command.env("FAILPOINTS", "before-sync=sleep(4000)");
     let server = Server::run(command, &data.with_extension("log")).unwrap();
     server.apply(TITLE, &[("n", 1 << 50)]).await;
     let mut client = server.storage().await;
@@ -349,7 +349,7 @@ async fn a_long_pause_in_the_middle_of_a_commit_ends_no_writes() {
     };
     let mut asking = client.clone();
     let asked = tokio::spawn(async move { asking.set_achievement_storage(id(1)).await });
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(!asked.is_finished(), "its commit is under way");
     server.signal("STOP");
     tokio::time::sleep(COMMIT_TIME_MAX + Duration::from_secs(1)).await;

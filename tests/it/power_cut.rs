@@ -51,7 +51,9 @@ async fn start_under_cuts(
     log: &Path,
     random: &mut fastrand::Rng,
 ) -> (Result<Server, String>, Vec<State>) {
-    command.args(["serve", "--listen=127.0.0.1:0", "--data"]).arg(disk.path().join("data"));
+    // It stands still while states are looked at.
+    command.args(["serve", "--listen=127.0.0.1:0", "--request-seconds-max=600"]);
+    command.arg("--data").arg(disk.path().join("data"));
     let log = log.to_owned();
     let starting = std::thread::spawn(move || Server::run(command, &log));
     let mut states = Vec::new();

@@ -193,3 +193,44 @@ async fn a_message_that_is_too_large_ends_a_stream_after_the_answers_before_it()
     assert_eq!(outcomes.keys().copied().collect::<Vec<_>>(), [0, 1]);
     assert_eq!(get(&mut client, "t", "p").await[0].version, 2, "and the fourth was not");
 }
+
+/// Goal: whoever sends faster than sets are stored is held back, and each set is answered.
+///
+/// Method: commits take long, and each set is sent in a frame of its own, as most languages' gRPC
+/// does. HTTP/2 ends a connection that has too many small frames nobody has read yet.
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn small_sets_that_come_faster_than_they_are_stored_end_no_connection() {
+    const SETS: i64 = 4000;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let mut command = std::process::Command::new(crate::support::BINARY);
+    command.args(["serve", "--listen=127.0.0.1:0", "--data"]).arg(&data);
+    command.env("FAILPOINTS", "before-sync=sleep(200)");
+    let server = Server::run(command, &data.with_extension("log")).unwrap();
+    server.apply("t", &[("n", 1_000_000)]).await;
+    let client = server.storage().await;
+    let mut streams = tokio::task::JoinSet::new();
+    for stream in 0..2 {
+        let mut client = client.clone();
+        let player = format!("p{stream}");
+        streams.spawn(async move {
+            let sets = tagged((0..SETS).map(move |_| delta("t", &player, "n", 1)));
+            let sets = tokio_stream::iter(sets.collect::<Vec<_>>()).then(async |set| {
+                tokio::task::yield_now().await;
+                set
+            });
+            let answers = client.stream_set_achievement_storage(Box::pin(sets)).await;
+            drain(answers.unwrap().into_inner()).await
+        });
+    }
+    for (outcomes, end) in streams.join_all().await {
+        assert!(end.is_ok(), "{end:?}");
+        assert!(outcomes.values().all(|outcome| code(outcome) == 0));
+        assert_eq!(outcomes.len(), usize::try_from(SETS).unwrap());
+    }
+    let mut client = client;
+    for player in ["p0", "p1"] {
+        assert_eq!(get(&mut client, "t", player).await[0].progress, SETS);
+    }
+}

@@ -10,6 +10,7 @@ use std::{
     net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -35,6 +36,9 @@ const NARROW_WINDOW: u32 = 16 << 10;
 
 /// Longest wait for anything that should happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Longest wait for a server, which may wait a minute for its cluster.
+const START_TIME_MAX: Duration = Duration::from_secs(120);
 
 pub type StorageClient = AchievementStorageServiceClient<Channel>;
 pub type CompletionClient = CompletionServiceClient<Channel>;
@@ -78,16 +82,24 @@ impl Server {
             .spawn()
             .expect("the binary runs");
         let mut lines = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        lines.read_line(&mut line).unwrap();
+        let (told, first) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = lines.read_line(&mut line);
+            let _ = told.send(line);
+            // Keeps the pipe from filling; ends with the child.
+            lines.read_to_string(&mut String::new())
+        });
+        let Ok(line) = first.recv_timeout(START_TIME_MAX) else {
+            let _ = child.kill();
+            panic!("it does not start: {}", fs::read_to_string(log).unwrap());
+        };
         let url = line.trim().strip_prefix("accolade listens on ");
         let Some(address) = url.and_then(|url| url.split("://").nth(1)) else {
             let _ = child.wait();
             return Err(fs::read_to_string(log).unwrap());
         };
         let address = address.to_owned();
-        // Keeps the pipe from filling; ends with the child.
-        std::thread::spawn(move || lines.read_to_string(&mut String::new()));
         Ok(Self { child, address, log: log.to_owned() })
     }
 

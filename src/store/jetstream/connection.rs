@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, sync::Arc, time::Duration};
 
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use tokio::time::Instant;
 
 use super::{
@@ -15,8 +15,12 @@ use crate::store::StoreError;
 /// before the other servers may have chosen another leader.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longest wait for a connection.
+/// Longest wait for a connection to one server.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// How long to try at the start where servers take longer than that. One that refuses does not
+/// change its mind.
+const START_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Pause before the next attempt to connect, at most.
 const RECONNECT_PAUSE_MAX: Duration = Duration::from_millis(250);
@@ -77,5 +81,13 @@ pub(super) async fn connect(
     };
     let servers = address.servers.iter().map(|server| server.parse::<ServerAddr>());
     let servers: Vec<_> = servers.collect::<Result<_, _>>().map_err(|error| unreachable(&error))?;
-    options.connect(servers).await.map_err(|error| unreachable(&error))
+    let start = Instant::now();
+    loop {
+        match options.clone().connect(&*servers).await {
+            Err(error)
+                if error.kind() == ConnectErrorKind::TimedOut
+                    && start.elapsed() < START_TIME_MAX => {}
+            connected => return connected.map_err(|error| unreachable(&error)),
+        }
+    }
 }

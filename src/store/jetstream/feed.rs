@@ -306,8 +306,9 @@ async fn write_row(
     let write = Write { subject, value, replaces: Some(sequence) };
     match cluster.wire.write(vec![write]).await {
         Written::Stored(_) => Ok(true),
-        // Where it was stored, whoever reads it anew sees that.
-        Written::Conflict | Written::Unknown(_) => Ok(false),
+        Written::Conflict => Ok(false),
+        // Told once more, it would be counted twice.
+        Written::Unknown(_) => Ok(cluster.feed_row(partition, title).await?.0 == *row),
         Written::NotSent(error) => Err(StoreError::Unavailable(error)),
     }
 }

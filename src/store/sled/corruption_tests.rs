@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::*;
-use crate::testing::{TestClock, Update, player, title};
+use crate::testing::{TestClock, Update, memory_dir, player, title};
 
 const CACHE: u64 = 1 << 20;
 const PLAYERS: usize = 60;
@@ -82,7 +82,7 @@ fn copy(from: &Path, to: &Path) {
 
 /// Damages the copy, and compares what is left of it with what was there.
 fn judge(right: &Shown, original: &Path, what: &str, damage: impl FnOnce(&Path)) -> bool {
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = memory_dir();
     let dir = scratch.path().join("data");
     copy(original, &dir);
     damage(&dir);

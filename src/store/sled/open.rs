@@ -45,7 +45,11 @@ use crate::{
 };
 
 /// How long to wait for another process to let go of the folder: one that is just stopping.
-const LOCK_ATTEMPTS: u32 = 200;
+const FOLDER_ATTEMPTS: u32 = 200;
+
+/// How long to wait for a sled of this process to let go of its log: it has nothing left to do.
+const LOG_ATTEMPTS: u32 = 3000;
+
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// How often sled's flusher comes by; sled's own default. It writes and syncs, which each group has
@@ -190,16 +194,16 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(at(&path))?;
-    take_lock(&file, dir)?;
+    take_lock(&file, dir, FOLDER_ATTEMPTS)?;
     Ok(file)
 }
 
-fn take_lock(file: &File, dir: &Path) -> Result<(), OpenError> {
-    for attempt in 1..=LOCK_ATTEMPTS {
+fn take_lock(file: &File, dir: &Path, attempts: u32) -> Result<(), OpenError> {
+    for attempt in 1..=attempts {
         match file.try_lock() {
             Ok(()) => return Ok(()),
             Err(TryLockError::Error(source)) => return Err(at(dir)(source)),
-            Err(TryLockError::WouldBlock) if attempt == LOCK_ATTEMPTS => break,
+            Err(TryLockError::WouldBlock) if attempt == attempts => break,
             Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
         }
     }
@@ -209,7 +213,7 @@ fn take_lock(file: &File, dir: &Path) -> Result<(), OpenError> {
 /// Waits until a sled that was dropped has let go of its files: its background threads go on for
 /// a moment, and its own lock on the log is what they release last.
 fn wait_until_closed(log: &File, store: &Path) -> Result<(), OpenError> {
-    take_lock(log, store)?;
+    take_lock(log, store, LOG_ATTEMPTS)?;
     log.unlock().map_err(at(store))
 }
 

@@ -402,7 +402,9 @@ mod tests {
 
     #[test]
     fn a_player_with_too_many_records_is_not_kept() {
-        let view = view();
+        // The cache has a part for each core, which must hold the player.
+        let db = sled::Config::new().temporary(true).open().unwrap();
+        let view = DurableView::new((*db).clone(), 1 << 28);
         let p = player("t", "p");
         for n in 0..CACHED_RECORDS_MAX {
             write(&view, "p", &format!("n{n:04}"), 1);
