@@ -33,7 +33,8 @@ unit: tools ## Rules, stores, formats
 
 integration: tools ## The real binary, from outside
 	$(CARGO) test --features $(FEATURES) --test it -- --skip cluster_faults
-	$(CARGO) test --features $(FEATURES) --test it cluster_faults # alone: it takes all of the machine
+	# Alone, and one after the other: each takes all of the machine.
+	$(CARGO) test --features $(FEATURES) --test it cluster_faults -- --test-threads 1
 
 crash: ## kill -9 under load; ACCOLADE_CRASH_CYCLES sets how often
 	$(CARGO) test --features $(FEATURES) --test crash

@@ -98,7 +98,7 @@ async fn main() {
             let (told, retried, lost) = (told.clone(), retried.clone(), std::mem::take(lost));
             writers.spawn(write(client, cycle, writer, lost, retried, told));
         }
-        let retrying = timeout(PATIENCE * 2, retried.wait());
+        let retrying = timeout(PATIENCE * 8, retried.wait());
         retrying.await.expect("every writer got its answers");
         tokio::time::sleep(Duration::from_millis(20 + fastrand::u64(..150))).await;
         address.send_replace(String::new());

@@ -248,7 +248,9 @@ async fn headers_without_end_are_cut_off_and_cost_no_memory() {
         sent = raw.send(&frame(CONTINUATION, 0, 1, &filler));
         frames += 1;
     }
-    assert!(sent.is_err(), "the server took {frames} frames");
+    let error = sent.expect_err("the server took all frames").kind();
+    let is_stuck = [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error);
+    assert!(!is_stuck, "the server neither reads nor closes, after {frames} frames");
     let grown = server.memory().saturating_sub(before);
     assert!(grown < 32 << 20, "{grown} bytes more");
     answers(&server).await;
@@ -317,22 +319,28 @@ async fn connections_that_say_nothing_are_closed_and_keep_nobody_out() {
     let args = ["--admin-listen=127.0.0.1:0"];
     let server = Server::start(&dir.path().join("data"), &args);
     raise_limit_of_files();
+    // The best of five of a new client's reads; sockets that starve others slow down each of them.
+    let best_of_five = async || {
+        let mut best = Duration::MAX;
+        for _ in 0..5 {
+            let asked = Instant::now();
+            get(&mut server.storage().await, "demo", "p").await;
+            best = best.min(asked.elapsed());
+        }
+        best
+    };
+    let alone = best_of_five().await;
     let mut silent: Vec<_> = (0..1000).map(|_| Raw::connect(&server)).collect();
     silent[0].send(b"PRI * HT").unwrap();
     // One byte at a time is not faster for it.
-    let mut slow = Raw::connect(&server);
     let start = Instant::now();
+    let mut slow = Raw::connect(&server);
     let mut bytes = b"PRI * HTTP/2.0\r\n".iter().cycle();
     answers(&server).await;
-    // A new client's read takes 5 ms here. The best of five, and 200 ms, since other tests may take
-    // both cores meanwhile; sockets that starve others would slow down each of them.
-    let mut waited = Duration::MAX;
-    for _ in 0..5 {
-        let asked = Instant::now();
-        get(&mut server.storage().await, "demo", "p").await;
-        waited = waited.min(asked.elapsed());
-    }
-    assert!(waited < Duration::from_millis(200), "a new client waited for {waited:?}");
+    let waited = best_of_five().await;
+    // Other tests may take both cores meanwhile.
+    let limit = alone * 10 + Duration::from_secs(2);
+    assert!(waited < limit, "a new client waited for {waited:?}, and {alone:?} without them");
     while slow.send(&[*bytes.next().unwrap()]).is_ok() {
         assert!(start.elapsed() < PATIENCE, "a slow one is not closed");
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -341,7 +349,7 @@ async fn connections_that_say_nothing_are_closed_and_keep_nobody_out() {
         // The server's own first frame, perhaps; then nothing.
         assert_eq!(raw.ended(), None);
     }
-    assert!(start.elapsed() + Duration::from_millis(100) >= OPENING_TIME, "not too early");
+    assert!(start.elapsed() >= OPENING_TIME, "not too early");
     assert!(server.metric("accolade_refusals_total{reason=\"too_slow\"}") >= 1001);
     // A connection that has said what it must may be quiet.
     let mut quiet = Raw::open(&server);

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     process::Command,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use accolade::{
@@ -21,7 +21,7 @@ use tonic::Code;
 
 use crate::{
     network::{Counts, Network},
-    support::{BINARY, PATIENCE, Server, reason, say},
+    support::{BINARY, LONG_PATIENCE, PATIENCE, Server, reason, say},
 };
 
 const CALLERS: usize = 8;
@@ -33,11 +33,21 @@ async fn start(dir: &tempfile::TempDir) -> Server {
     server
 }
 
-/// On the address that it had before.
+/// On the address that it had before, which somebody else may have for a moment.
 fn restart(dir: &tempfile::TempDir, address: &str) -> Server {
-    let mut again = Command::new(BINARY);
-    again.args(["serve", "--listen", address, "--data"]).arg(dir.path().join("data"));
-    Server::run(again, &dir.path().join("log")).unwrap()
+    let start = Instant::now();
+    loop {
+        let mut again = Command::new(BINARY);
+        again.args(["serve", "--listen", address, "--data"]).arg(dir.path().join("data"));
+        match Server::run(again, &dir.path().join("log")) {
+            Ok(server) => return server,
+            Err(log) => assert!(start.elapsed() < PATIENCE, "{log}"),
+        }
+    }
+}
+
+fn connect(server: &Server) -> Client {
+    Client::connect(&server.url()).unwrap().with_deadline(LONG_PATIENCE)
 }
 
 fn counter(player: &str) -> RecordId {
@@ -66,7 +76,7 @@ async fn additions_over_a_bad_network_are_counted_once() {
     }
     network.part().await;
     callers.join_all().await;
-    let direct = Client::connect(&server.url()).unwrap();
+    let direct = connect(&server);
     for caller in 0..CALLERS {
         assert_eq!(progress(&direct, &format!("p{caller}")).await, ADDITIONS);
     }
@@ -79,7 +89,7 @@ async fn additions_over_a_bad_network_are_counted_once() {
 async fn a_text_meets_a_conflict_and_the_caller_decides() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir).await;
-    let [first, second] = [(); 2].map(|()| Client::connect(&server.url()).unwrap());
+    let [first, second] = [(); 2].map(|()| connect(&server));
     let record = counter("p");
     let never = |_: &_| panic!("nothing conflicts");
     let stored = first.add(&record, 1).with_extra(|| "a".to_owned(), never).await.unwrap();
@@ -118,7 +128,7 @@ async fn a_text_meets_a_conflict_and_the_caller_decides() {
 async fn a_text_is_stored_on_the_record_that_the_caller_judged() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir).await;
-    let [client, other] = [(); 2].map(|()| Client::connect(&server.url()).unwrap());
+    let [client, other] = [(); 2].map(|()| connect(&server));
     let record = counter("p");
     other.add(&record, 1).with_extra(|| "a".to_owned(), |_| false).await.unwrap();
     let merged = Mutex::new(String::new());
@@ -144,7 +154,7 @@ async fn a_text_is_stored_on_the_record_that_the_caller_judged() {
 async fn an_addition_that_is_named_is_counted_once() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir).await;
-    let client = Client::connect(&server.url()).unwrap();
+    let client = connect(&server);
     let record = counter("p");
     let answers = [
         client.add(&record, 1).with_request_id("this").await.unwrap(),
@@ -159,7 +169,7 @@ async fn an_addition_that_is_named_is_counted_once() {
 async fn a_watch_that_is_dropped_all_the_time_connects_anew() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir).await;
-    let client = Client::connect(&server.url()).unwrap().with_deadline(PATIENCE);
+    let client = connect(&server);
     let mut watch = client.watch("t").from_oldest();
     let address = server.address.clone();
     server.kill();
@@ -182,7 +192,7 @@ async fn a_watch_that_is_dropped_all_the_time_connects_anew() {
 async fn conflicts_without_end_are_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir).await;
-    let [client, other] = [(); 2].map(|()| Client::connect(&server.url()).unwrap());
+    let [client, other] = [(); 2].map(|()| connect(&server));
     let record = counter("p");
     // Somebody is always faster.
     let extra = || {
@@ -207,7 +217,7 @@ async fn a_watch_goes_on_over_restarts_of_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = start(&dir).await;
     let address = server.address.clone();
-    let client = Client::connect(&server.url()).unwrap().with_deadline(PATIENCE);
+    let client = connect(&server);
     let mut watch = client.watch("t").from_oldest();
     let following = tokio::spawn(async move {
         let mut players = Vec::new();
@@ -252,7 +262,9 @@ async fn what_does_not_pass_is_told_at_once() {
     let nobody = Client::connect("http://127.0.0.1:9").unwrap();
     let nobody = nobody.with_deadline(Duration::from_millis(300));
     let status = nobody.get("t", "p", &[]).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    // The last attempt may have no time left.
+    let expected = [Code::Unavailable, Code::DeadlineExceeded];
+    assert!(expected.contains(&status.code()), "{status:?}");
     assert!(client.with_token("no\ntoken").is_err());
 }
 
@@ -260,7 +272,7 @@ async fn what_does_not_pass_is_told_at_once() {
 async fn a_filtered_watch_tells_of_whom_it_is_asked() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(&dir).await;
-    let client = Client::connect(&server.url()).unwrap();
+    let client = connect(&server);
     for player in ["a", "b", "c"] {
         client.add(&RecordId::new("t", player, "once"), 1).await.unwrap();
     }

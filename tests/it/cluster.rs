@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -19,7 +19,7 @@ use tokio::{task::JoinSet, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::support::{
-    PATIENCE, Server, Watch, accolade, delta, get,
+    LONG_PATIENCE, PATIENCE, Server, Watch, accolade, delta, get,
     nats::{self, Nats},
     reason, set, text,
 };
@@ -60,7 +60,10 @@ fn refused(args: &[&str]) -> String {
 pub async fn wait_for_title(server: &Server, title: &str) {
     let start = Instant::now();
     let mut client = server.storage().await;
-    while client.set_achievement_storage(delta(title, "first", "n", 1)).await.is_err() {
+    let mut set = delta(title, "first", "n", 1);
+    // One that came too late may have been stored.
+    set.request_id = "first".to_owned();
+    while client.set_achievement_storage(set.clone()).await.is_err() {
         assert!(start.elapsed() < PATIENCE, "{title} is not heard of");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -167,8 +170,8 @@ fn a_cluster_that_does_not_sync_every_write_is_refused() {
     });
     let init = ["engine", "init", "--store", &url, "--replicas", "1", "--nats-monitor"];
     let said = refused(&[&init[..], &[&monitor]].concat());
-    answering.join().unwrap();
     assert!(said.contains("server \"n0\" does not sync every write"), "{said}");
+    answering.join().unwrap();
     let sound = accolade(&[&init[..], &[&nats.monitor(0)]].concat());
     assert!(sound.status.success(), "{}", text(&sound.stderr));
 }
@@ -318,32 +321,32 @@ async fn a_record_that_is_written_all_the_time_is_never_read_as_older_or_missing
     const SETS: usize = 1500;
     const READERS: usize = 4;
     let Pair { servers: [a, b], .. } = &pair("1", &[("n", 1 << 40)]).await;
-    let written = Arc::new(AtomicI64::new(0));
+    let (written, reads) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicUsize::new(0)));
+    let is_over = Arc::new(AtomicBool::new(false));
     let mut readers = JoinSet::new();
     for n in 0..READERS {
         let mut client = [a, b][n % 2].storage().await;
-        let written = written.clone();
+        let (written, reads, is_over) = (written.clone(), reads.clone(), is_over.clone());
         readers.spawn(async move {
-            let mut reads = 0;
-            loop {
+            while !is_over.load(Ordering::SeqCst) {
                 let before = written.load(Ordering::SeqCst);
                 let records = get(&mut client, "t", "hot").await;
                 let version = records.first().map_or(0, |record| record.version);
                 assert!(version >= before, "version {before} was told, and {version} read");
-                reads += 1;
-                if before >= i64::try_from(SETS).unwrap() {
-                    return reads;
-                }
+                reads.fetch_add(1, Ordering::SeqCst);
             }
         });
     }
     let mut client = b.storage().await;
-    for _ in 0..SETS {
+    let (start, mut sets) = (Instant::now(), 0);
+    while sets < SETS || reads.load(Ordering::SeqCst) < SETS / 2 {
         let answer = set(&mut client, delta("t", "hot", "n", 1)).await;
         written.store(answer.updated.unwrap().version, Ordering::SeqCst);
+        sets += 1;
+        assert!(start.elapsed() < 2 * LONG_PATIENCE, "{sets} sets, {reads:?} reads");
     }
-    let reads: usize = readers.join_all().await.into_iter().sum();
-    assert!(reads > SETS / 2, "{reads} reads");
+    is_over.store(true, Ordering::SeqCst);
+    readers.join_all().await;
 }
 
 /// How often each player completes and is reset.
@@ -403,9 +406,11 @@ async fn a_server_that_is_killed_in_the_middle_of_a_batch_leaves_nothing_of_it()
     let dir = TempDir::new().unwrap();
     let other = Server::start_on(&url, &dir.path().join("b.log"), &[]);
     other.apply("t", &[("n", 1)]).await;
+    let mut completed = 0;
     for n in 0..5 {
         let mut command = std::process::Command::new(crate::support::BINARY);
         command.args(["serve", "--store", &url, "--listen", "127.0.0.1:0"]);
+        // A batch that is answered late is sent once more, so a set may pass there twice.
         command.env("FAILPOINTS", format!("batch-begun={n}*off->return"));
         let server = Server::run(command, &dir.path().join("a.log")).unwrap();
         let mut client = server.storage().await;
@@ -413,13 +418,20 @@ async fn a_server_that_is_killed_in_the_middle_of_a_batch_leaves_nothing_of_it()
             let player = format!("p{n}-{sent}");
             let mut request = delta("t", &player, "n", 1);
             request.request_id = player.clone();
-            let answer = client.set_achievement_storage(request.clone()).await;
-            assert_eq!(answer.is_err(), sent == n, "the last one crashes the server");
+            let is_stored = client.set_achievement_storage(request.clone()).await.is_ok();
             let mut on_other = other.storage().await;
-            assert_eq!(get(&mut on_other, "t", &player).await.len(), usize::from(sent < n));
+            let there = get(&mut on_other, "t", &player).await.len();
+            // Where it was sent twice, the first may have been stored.
+            assert!(usize::from(is_stored) <= there, "{player} was answered");
             let again = set(&mut on_other, request).await;
-            assert_eq!(again.replayed, sent < n);
+            assert_eq!(again.replayed, there == 1);
             assert_eq!(again.updated.unwrap().version, 1);
+            completed += 1;
+            if !is_stored {
+                assert!(!server.wait().await.success(), "the batch crashes the server");
+                break;
+            }
+            assert!(sent < n, "the last one crashes the server");
         }
     }
     let request = ListCompletionsRequest {
@@ -428,5 +440,5 @@ async fn a_server_that_is_killed_in_the_middle_of_a_batch_leaves_nothing_of_it()
         ..ListCompletionsRequest::default()
     };
     let listed = other.completions().await.list_completions(request).await.unwrap().into_inner();
-    assert_eq!(listed.completions.len(), 15);
+    assert_eq!(listed.completions.len(), completed);
 }

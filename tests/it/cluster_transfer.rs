@@ -1,16 +1,17 @@
 //! Titles that move from a folder to a cluster, and back.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use accolade::proto::v1::{
     ExportedRecord, GetRarityRequest, ListSubscriptionsRequest, exported_event, title_item::Item,
 };
 use tempfile::TempDir;
+use tonic::Code;
 
 use crate::{
     admin::{reset, started, take_back},
     cluster::init,
-    support::{Server, accolade, delta, get, nats::Nats, set, text},
+    support::{PATIENCE, Server, accolade, delta, get, nats::Nats, set, text},
     sync::sync,
     transfer::{complete_many, exported, fill, late_ones, refund, with_hat},
 };
@@ -86,6 +87,10 @@ async fn moves_to_a_cluster_and_back(partitions: &str) {
     let start = |name: &str| Server::start_on(&url, &dir.path().join(name), &[]);
     let (a, b) = (start("a.log"), start("b.log"));
     moved(&source, &a, &dir.path().join("there.jsonl"));
+    let heard = Instant::now();
+    while exported(&b, "t", "").await.is_err_and(|refused| refused.code() == Code::NotFound) {
+        assert!(heard.elapsed() < PATIENCE, "it has not heard of the title");
+    }
     assert_eq!(contents(&b).await, expected, "on {partitions} partitions");
     // Those of the player who was erased count in the source alone.
     let behind = lag(&a).await;
@@ -98,7 +103,7 @@ async fn moves_to_a_cluster_and_back(partitions: &str) {
         "t",
         dir.path().join("there.jsonl").to_str().unwrap(),
     ]);
-    assert!(again.contains("0 stored"), "{again}");
+    assert!(again.contains(": 0 stored"), "{again}");
     assert_eq!(contents(&a).await, expected);
 
     let back_dir = TempDir::new().unwrap();

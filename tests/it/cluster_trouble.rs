@@ -7,11 +7,11 @@ use accolade::proto::v1::{
 };
 use tempfile::TempDir;
 use tokio::task::JoinSet;
-use tonic::Code;
+use tonic::{Code, Response, Status};
 
 use crate::{
     cluster::{init, wait_for_title},
-    support::{PATIENCE, Server, accolade, delta, get, nats::Nats, set, text},
+    support::{LONG_PATIENCE, PATIENCE, Server, accolade, delta, get, nats::Nats, set, text},
 };
 
 /// Waits until a server says that it is ready, or that it is not.
@@ -19,6 +19,21 @@ async fn wait_ready(server: &Server, is_ready: bool) {
     let start = Instant::now();
     while server.admin("/readyz").0.contains("200") != is_ready {
         assert!(start.elapsed() < 2 * PATIENCE, "it is not ready: {is_ready}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Asks until there is an answer: a cluster may choose leaders at any time.
+pub async fn answered<T>(ask: impl AsyncFn() -> Result<Response<T>, Status>) -> T {
+    let start = Instant::now();
+    loop {
+        match ask().await {
+            Ok(answer) => return answer.into_inner(),
+            Err(failed) => {
+                let may_pass = [Code::Unavailable, Code::DeadlineExceeded].contains(&failed.code());
+                assert!(may_pass && start.elapsed() < LONG_PATIENCE, "{failed:?}");
+            }
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -35,7 +50,7 @@ async fn a_lost_majority_is_told_until_it_is_back() {
     server.apply("t", &[("n", 2)]).await;
     let mut client = server.storage().await;
     set(&mut client, delta("t", "p", "n", 1)).await;
-    let survivor = nats.server_of("accolade").expect("it is connected");
+    let survivor = nats.server_of("accolade");
     let lost: Vec<_> = (0..3).filter(|n| *n != survivor).collect();
     for n in &lost {
         nats.kill(*n);
@@ -49,8 +64,9 @@ async fn a_lost_majority_is_told_until_it_is_back() {
         nats.run(*n);
     }
     wait_ready(&server, true).await;
-    let version = set(&mut client, request).await.updated.unwrap().version;
-    assert_eq!(version, 2, "it counts once, whichever of the two did");
+    let answer = answered(async || client.clone().set_achievement_storage(request.clone()).await);
+    let version = answer.await.updated.unwrap().version;
+    assert_eq!(version, 2, "it counts once, whichever of them did");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +76,7 @@ async fn a_cluster_without_room_loses_nothing_and_goes_on_when_it_has_some() {
     let url = nats.url("ach");
     init(&url, "1", "1");
     let dir = TempDir::new().unwrap();
-    let args = ["--admin-listen", "127.0.0.1:0", "--request-seconds-max", "2"];
+    let args = ["--admin-listen", "127.0.0.1:0"];
     let server = Server::start_on(&url, &dir.path().join("a"), &args);
     server.apply("t", &[("n", 1)]).await;
     let mut client = server.storage().await;
@@ -69,25 +85,31 @@ async fn a_cluster_without_room_loses_nothing_and_goes_on_when_it_has_some() {
         expected_version: Some(0),
         ..delta("t", &n.to_string(), "n", 1)
     };
-    let mut stored = 0;
+    let mut stored = Vec::new();
+    let mut players = 0..1000;
     let failed = loop {
-        match client.set_achievement_storage(update(stored)).await {
-            Ok(answer) => assert!(answer.into_inner().newly_completed),
-            Err(failed) => break failed,
+        let player = players.next().expect("there is no more room than there was to be");
+        match client.set_achievement_storage(update(player)).await {
+            Ok(answer) => {
+                assert!(answer.into_inner().newly_completed);
+                stored.push(player);
+            }
+            // Else it was only slow, and may be stored.
+            Err(failed) if server.log().contains("JetStream refuses to store something") => {
+                break failed;
+            }
+            Err(_) => {}
         }
-        stored += 1;
-        assert!(stored < 1000, "there is more room than there was to be");
     };
     assert!([Code::Unavailable, Code::DeadlineExceeded].contains(&failed.code()), "{failed:?}");
     wait_ready(&server, false).await;
-    assert!(server.log().contains("JetStream refuses to store something"), "{}", server.log());
 
     nats.reconfigure(0, "max_file_store: 4MB", "max_file_store: 64MB");
     wait_ready(&server, true).await;
-    for n in 0..stored {
-        assert_eq!(get(&mut client, "t", &n.to_string()).await.len(), 1, "{n} of {stored}");
+    for player in &stored {
+        assert_eq!(get(&mut client, "t", &player.to_string()).await.len(), 1, "{player} is lost");
     }
-    set(&mut client, update(stored + 1)).await;
+    set(&mut client, update(players.end)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,7 +137,7 @@ async fn metrics_are_true_on_a_cluster_and_told_without_it() {
     let start = Instant::now();
     assert_eq!(server.metric("accolade_completions_total"), PLAYERS);
     // Lags are asked of the store for 2 s at most; the store would try for 30 s.
-    assert!(start.elapsed() < Duration::from_secs(15), "told after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(25), "told after {:?}", start.elapsed());
     wait_ready(&server, false).await;
     nats.signal(0, "CONT");
     wait_ready(&server, true).await;
@@ -128,14 +150,16 @@ async fn many_large_players_are_read_at_once() {
     const NODES: usize = 50;
     const READS: usize = 5 * PLAYERS;
     let nodes: Vec<_> = (0..NODES).map(|n| format!("n{n}")).collect();
-    // Half of what it is by default, and a little more than may be under way at most.
-    let nats = Nats::start_with("max_pending: 36MB\n");
+    // Less than by default, and half as much again as may be under way at most. A reader that the
+    // machine leaves without time is not slow.
+    let nats = Nats::start_with("max_pending: 48MB\nwrite_deadline: \"60s\"\n");
     let url = nats.url("ach");
     init(&url, "16", "1");
     let dir = TempDir::new().unwrap();
+    let patient = ["--request-seconds-max=120"];
     // One that wrote nothing itself has to read everything.
     let [writer, reader] =
-        ["a", "b"].map(|name| Server::start_on(&url, &dir.path().join(name), &[]));
+        ["a", "b"].map(|name| Server::start_on(&url, &dir.path().join(name), &patient));
     let catalog: Vec<_> = nodes.iter().map(|node| (node.as_str(), 1)).collect();
     writer.apply("t", &[&catalog[..], &[("n", 1)]].concat()).await;
     wait_for_title(&reader, "t").await;
@@ -157,9 +181,12 @@ async fn many_large_players_are_read_at_once() {
             client.batch_set_achievement_storage(batch).await.unwrap();
         }
     }
+    let mut clients = Vec::new();
+    for _ in 0..READS {
+        clients.push(reader.storage().await);
+    }
     let mut reads = JoinSet::new();
-    for read in 0..READS {
-        let mut client = reader.storage().await;
+    for (read, mut client) in clients.into_iter().enumerate() {
         // And some who are not there.
         let player = format!("p{}", read % (PLAYERS + 8));
         reads.spawn(async move { get(&mut client, "t", &player).await.len() });
@@ -168,7 +195,13 @@ async fn many_large_players_are_read_at_once() {
     let missing = (0..READS).filter(|read| read % (PLAYERS + 8) >= PLAYERS).count();
     assert_eq!(found.iter().filter(|records| **records == NODES).count(), READS - missing);
     assert_eq!(found.iter().filter(|records| **records == 0).count(), missing);
-    let told = nats.get(0, "/varz").unwrap();
+    let start = Instant::now();
+    let told = loop {
+        match nats.get(0, "/varz") {
+            Some(told) => break told,
+            None => assert!(start.elapsed() < PATIENCE, "it tells nothing of itself"),
+        }
+    };
     assert!(told.contains("\"slow_consumers\": 0"), "{told}");
 }
 
@@ -196,6 +229,6 @@ fn a_check_of_a_cluster_names_replicas_that_are_gone() {
     nats.run(2);
     nats.wait_ready(2);
     while !check().status.success() {
-        assert!(start.elapsed() < 4 * PATIENCE, "it is back");
+        assert!(start.elapsed() < 2 * LONG_PATIENCE, "it is back");
     }
 }

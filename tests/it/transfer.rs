@@ -497,7 +497,7 @@ async fn ids_of_sets_in_the_middle_of_an_export_are_known_after_the_move() {
     let (source, _source_dir) = started().await;
     complete_many(&source, 3000).await;
     let request = ExportRecordsRequest { title: "t".to_owned(), after: String::new() };
-    let mut client = AdminClient::new(source.narrow_channel().await);
+    let mut client = AdminClient::new(source.narrow_channel(16 << 10).await);
     let mut answers = client.export_records(request).await.unwrap().into_inner();
     let mut items = Vec::new();
     let mut is_set = false;

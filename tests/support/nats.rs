@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 /// Longest wait for servers to be ready, or to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// How often ways between servers look whether they are cut.
 const STEP: Duration = Duration::from_millis(10);
@@ -326,26 +326,35 @@ impl Nats {
         *self.network.cuts[n].lock() = cut;
     }
 
-    /// The server that a client of that name is connected to.
-    pub fn server_of(&self, client: &str) -> Option<usize> {
+    /// The server that a client of that name is connected to; waits until it is.
+    pub fn server_of(&self, client: &str) -> usize {
         let name = format!("\"name\": \"{client}\"");
-        (0..self.nodes.len())
-            .find(|n| self.get(*n, "/connz").is_some_and(|answer| answer.contains(&name)))
+        let has = |n: &usize| self.get(*n, "/connz").is_some_and(|answer| answer.contains(&name));
+        let start = Instant::now();
+        loop {
+            if let Some(found) = (0..self.nodes.len()).find(has) {
+                return found;
+            }
+            assert!(start.elapsed() < PATIENCE, "{client} is not connected");
+            sleep(Duration::from_millis(20));
+        }
     }
 
-    /// Which server leads a stream, if any does.
+    /// Which server says of itself that it leads a stream, if any does.
     pub fn leader(&self, stream: &str) -> Option<usize> {
-        (0..self.nodes.len()).filter(|n| self.is_running(*n)).find_map(|n| {
-            let answer = self.get(n, "/jsz?streams=true")?;
-            let body = answer.split_once("\r\n\r\n")?.1;
-            let json: serde_json::Value = serde_json::from_str(body).ok()?;
-            let accounts = json["account_details"].as_array()?;
-            let mut streams =
-                accounts.iter().filter_map(|it| it["stream_detail"].as_array()).flatten();
-            let found = streams.find(|it| it["name"] == stream)?;
-            let leader = found["cluster"]["leader"].as_str()?;
-            leader.strip_prefix('n')?.parse().ok()
+        (0..self.nodes.len()).filter(|n| self.is_running(*n)).find(|n| {
+            self.leader_as_told_by(*n, stream).is_some_and(|leader| leader == format!("n{n}"))
         })
+    }
+
+    fn leader_as_told_by(&self, n: usize, stream: &str) -> Option<String> {
+        let answer = self.get(n, "/jsz?streams=true")?;
+        let body = answer.split_once("\r\n\r\n")?.1;
+        let json: serde_json::Value = serde_json::from_str(body).ok()?;
+        let accounts = json["account_details"].as_array()?;
+        let mut streams = accounts.iter().filter_map(|it| it["stream_detail"].as_array()).flatten();
+        let found = streams.find(|it| it["name"] == stream)?;
+        Some(found["cluster"]["leader"].as_str()?.to_owned())
     }
 }
 
