@@ -79,14 +79,15 @@ const HEALTH_MESSAGE_BYTES_MAX: usize = 4 << 10;
 /// Largest sum of a request's headers.
 const HEADER_BYTES_MAX: u32 = 8 << 10;
 
-/// What a client may send on a stream before it is read: HTTP/2's own default. It holds back who
-/// sends faster than sets are stored.
-const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+/// What a client may send on a stream before it is read. It holds back who sends faster than sets
+/// are stored; a request that is a little too large fits, for some clients keep what they could
+/// not send of one that was refused.
+const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 
 /// What a client may send on a connection before it is read. `h2` ends a connection whose unread
 /// frames of less than 256 bytes lack half of this to that size, against floods of small frames. A
-/// set is such a frame: about 9,000 sets of 40 bytes may wait, on several streams that are full.
-const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// set is such a frame: about 19,000 sets of 40 bytes may wait, on several streams that are full.
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
 /// Streams that a client has reset and that still wait to be accepted, before the connection is
 /// closed: the defence against rapid resets (CVE-2023-44487).
@@ -424,8 +425,8 @@ async fn report(health: &HealthReporter, is_serving: bool) {
     }
 }
 
-/// Says NOT_SERVING as soon as the store takes no more writes, and while it cannot be reached. SERVING
-/// was said before; whoever follows health hears of changes only.
+/// Says NOT_SERVING as soon as the store takes no more writes, and while it cannot be reached.
+/// SERVING was said before; whoever follows health hears of changes only.
 async fn follow_health(store: Arc<dyn Store>, health: HealthReporter) {
     let mut told = store.health();
     let mut was_serving = true;

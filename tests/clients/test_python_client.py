@@ -130,7 +130,8 @@ def test_a_text_meets_a_conflict_and_the_caller_decides(server, client_of):
 
 
 def test_conflicts_without_end_are_given_up(server, client_of):
-    client, other, asked = client_of(server.address), Client(server.address), []
+    client, asked = client_of(server.address, deadline=120), []
+    other = Client(server.address, deadline=120)
 
     def extra():
         other.add(*NODE, 1)
@@ -169,9 +170,12 @@ class LossyProxy:
                 threading.Thread(target=self.carry, args=pair, daemon=True).start()
 
     def carry(self, source, to, is_answer):
+        has_lost = False
         try:
             while data := source.recv(1 << 16):
-                if not (is_answer and self.loses):
+                # What was lost once stays lost until the connection is cut.
+                has_lost = has_lost or (is_answer and self.loses)
+                if not has_lost:
                     to.sendall(data)
         except OSError:
             pass
@@ -246,7 +250,7 @@ def test_a_watch_goes_on_over_restarts_of_the_server(tmp_path, client_of):
         server.process.kill()
         server.process.wait()
         server = Server(tmp_path / "data", address=server.address)
-    assert heard.get(timeout=30) == completed
+    assert heard.get(timeout=120) == completed
     following.join()
     direct.close()
     server.stop()

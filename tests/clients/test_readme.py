@@ -1,5 +1,6 @@
 """Every grpcurl and curl line of the READMEs, run as it stands there."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -25,6 +26,19 @@ def commands(readme):
     return [line for line in lines.splitlines() if line.startswith(("grpcurl ", "curl "))]
 
 
+def first_message(words):
+    """What a stream tells first; then it is left."""
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as streaming:
+        watchdog = threading.Timer(60, streaming.kill)
+        watchdog.start()
+        try:
+            lines = iter(streaming.stdout.readline, "")
+            return "".join(itertools.takewhile(lambda line: line != "}\n", lines)) + "}"
+        finally:
+            streaming.kill()
+            watchdog.cancel()
+
+
 @pytest.mark.parametrize("readme", READMES)
 def test_every_command_of_a_readme_works(server, readme):
     found = commands(readme)
@@ -39,12 +53,9 @@ def test_every_command_of_a_readme_works(server, readme):
         streams = ("/WatchCompletions", "/ConsumeCompletions")
         is_stream = any(word.endswith(streams) for word in words)
         if is_stream:
-            words[1:1] = ["-max-time", "1"]
-        done = subprocess.run([GRPCURL, *words[1:]], capture_output=True, text=True, timeout=30)
-        if is_stream:
-            assert "started" in json.loads(done.stdout.split("\n}\n")[0] + "\n}"), line
-            assert "DeadlineExceeded" in done.stderr, (line, done.stderr)
+            assert "started" in json.loads(first_message([GRPCURL, *words[1:]])), line
         else:
+            done = subprocess.run([GRPCURL, *words[1:]], capture_output=True, text=True, timeout=30)
             assert done.returncode == 0, (line, done.stderr)
 
 

@@ -83,7 +83,7 @@ def test_a_watch_goes_on_over_restarts_of_the_server(package, tmp_path, protocol
         stdout=subprocess.PIPE,
         text=True,
     )
-    watchdog = threading.Timer(60, following.kill)
+    watchdog = threading.Timer(180, following.kill)
     watchdog.start()
     for player in ["before a stop", "before a kill", "after it"]:
         request = {"title": "demo", "player_id": player, "node_id": "craft", "finish": True}

@@ -4,15 +4,20 @@ use std::time::{Duration, Instant};
 
 use accolade::proto::v1::{
     BatchSetAchievementStorageRequest, NodeUpdate, SetAchievementStorageRequest,
+    StreamSetAchievementStorageRequest,
 };
 use tempfile::TempDir;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
+use tokio_stream::StreamExt;
 use tonic::{Code, Response, Status};
 
 use crate::{
     cluster::{init, wait_for_title},
     support::{LONG_PATIENCE, PATIENCE, Server, accolade, delta, get, nats::Nats, set, text},
 };
+
+/// Sets that may wait in one partition.
+const PLACES_OF_A_PARTITION: u64 = 4096;
 
 /// Waits until a server says that it is ready, or that it is not.
 async fn wait_ready(server: &Server, is_ready: bool) {
@@ -141,6 +146,77 @@ async fn metrics_are_true_on_a_cluster_and_told_without_it() {
     wait_ready(&server, false).await;
     nats.signal(0, "CONT");
     wait_ready(&server, true).await;
+}
+
+/// A server that keeps the only replica of a partition, and nothing of what all share: the titles,
+/// and the players of another partition.
+fn only_of_a_partition(nats: &Nats, partitions: u32) -> Option<(usize, u32, u32)> {
+    let leaders: Vec<_> = (0..partitions).map(|n| nats.leader(&format!("ACH_{n}"))).collect();
+    let shared = nats.leader("ACH")?;
+    let apart = leaders.iter().position(|leader| leader.is_some_and(|it| it != shared))?;
+    let lost = leaders[apart]?;
+    let stays = leaders.iter().position(|leader| leader.is_some_and(|it| it != lost))?;
+    Some((lost, u32::try_from(apart).unwrap(), u32::try_from(stays).unwrap()))
+}
+
+/// Sets that wait for a partition that is not there have places of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_gone_holds_up_no_other() {
+    const PARTITIONS: u32 = 12;
+    /// More than may wait in one partition.
+    const SETS: u64 = 5000;
+    let start = tokio::task::spawn_blocking(|| Nats::start(3));
+    let mut nats = start.await.unwrap();
+    let url = nats.url("ach");
+    init(&url, &PARTITIONS.to_string(), "1");
+    let start = Instant::now();
+    let (lost, gone, stays) = loop {
+        if let Some(found) = only_of_a_partition(&nats, PARTITIONS) {
+            break found;
+        }
+        assert!(start.elapsed() < PATIENCE, "all partitions are on one server");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let players_of = |partition: u32| {
+        (0..).map(|n| format!("p{n}")).filter(move |player| {
+            crc32fast::hash(format!("t\0{player}").as_bytes()) % PARTITIONS == partition
+        })
+    };
+    let dir = TempDir::new().unwrap();
+    let args = ["--admin-listen=127.0.0.1:0", "--stream-sets-max=65536"];
+    // One that it stays connected to.
+    let store = format!("nats://127.0.0.1:{}/ach", nats.port((lost + 1) % 3));
+    let server = Server::start_on(&store, &dir.path().join("a"), &args);
+    server.apply("t", &[("n", 1)]).await;
+    let mut client = server.storage().await;
+    nats.kill(lost);
+    let sets = players_of(gone).zip(0..SETS).map(|(player, tag)| {
+        let set = Some(delta("t", &player, "n", 1));
+        StreamSetAchievementStorageRequest { tag, set }
+    });
+    let sets = tokio_stream::iter(sets.collect::<Vec<_>>()).chain(tokio_stream::pending());
+    let waiting = client.clone().stream_set_achievement_storage(sets).await.unwrap();
+    let start = Instant::now();
+    // All places are taken, and one set waits for a place.
+    while server.metric("accolade_updates_waiting") < PLACES_OF_A_PARTITION {
+        assert!(start.elapsed() < PATIENCE, "they wait");
+    }
+    for player in players_of(stays).take(20) {
+        assert!(set(&mut client, delta("t", &player, "n", 1)).await.newly_completed);
+        assert_eq!(get(&mut client, "t", &player).await.len(), 1);
+    }
+    assert!(server.metric("accolade_updates_waiting") >= PLACES_OF_A_PARTITION, "they still wait");
+    // Told to stop, it does not wait for them.
+    server.terminate();
+    assert!(server.wait().await.success());
+    let mut waiting = waiting.into_inner();
+    let end = loop {
+        match timeout(PATIENCE, waiting.message()).await.expect("it ends") {
+            Ok(answer) => assert!(answer.is_some(), "it ends with an error"),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!(end.code(), Code::Unavailable, "{end:?}");
 }
 
 /// NATS gives up a connection that does not take what it asked for in time.

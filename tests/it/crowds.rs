@@ -419,8 +419,8 @@ async fn ten_thousand_streams_wait_cost_little_and_hear_of_the_stop() {
         silence = silence.max(waited.longest_silence);
     }
     say(&format!(
-        "{STREAMS} streams waited for {due} heartbeats: {each} bytes each, {silence:.1?} of silence \
-         at most; stopped in {stopped:.1?}"
+        "{STREAMS} streams waited for {due} heartbeats: {each} bytes each, {silence:.1?} of \
+         silence at most; stopped in {stopped:.1?}"
     ));
     // A build for debugging takes as much memory as one for release, which the benchmark judges.
     assert!(each <= 20_000, "{each} bytes for a stream");

@@ -3,9 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    fs::File,
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use accolade::{
@@ -23,7 +24,7 @@ use accolade::{
 use parking_lot::Mutex;
 use tonic::Code;
 
-use crate::support::{AdminClient, StorageClient, delta, say};
+use crate::support::{AdminClient, LONG_PATIENCE, StorageClient, delta, reason, say};
 
 pub const TITLE: &str = "t";
 pub const WRITERS: usize = 8;
@@ -75,6 +76,7 @@ impl Told {
 /// Opens a data folder, and finds everything in it that was told.
 pub async fn examine(folder: &Path, told: &Told) -> Result<(), String> {
     let (folder, told) = (folder.to_owned(), told.clone());
+    let log = folder.join("store/db");
     let store = tokio::task::spawn_blocking(move || {
         SledStore::open(&folder, 16 << 20, Arc::new(SystemClock)).map_err(|error| error.to_string())
     });
@@ -170,8 +172,23 @@ pub async fn examine(folder: &Path, told: &Told) -> Result<(), String> {
     if i64::try_from(revision).unwrap() < told.revision {
         return Err(format!("catalogue: told revision {}, stored {revision}", told.revision));
     }
-    tokio::task::spawn_blocking(move || drop(store)).await.unwrap();
+    let closing = tokio::task::spawn_blocking(move || {
+        drop(store);
+        wait_until_closed(&log);
+    });
+    closing.await.unwrap();
     Ok(())
+}
+
+/// sled's threads let go of its log a moment later, and so does a process that another test is just
+/// starting.
+fn wait_until_closed(log: &Path) {
+    let (log, start) = (File::open(log).unwrap(), Instant::now());
+    while log.try_lock().is_err() {
+        assert!(start.elapsed() < LONG_PATIENCE, "the store is not closed");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    log.unlock().unwrap();
 }
 
 /// Sets, gets, conflicts, batches, completions, resets and erasures of one caller, until the server
@@ -313,13 +330,21 @@ pub async fn resume(url: String, ledger: Ledger) {
     let Ok(mut client) = CompletionServiceClient::connect(url).await else { return };
     let after = Some(ledger.lock().cursor.clone());
     let request = WatchCompletionsRequest { title: TITLE.to_owned(), after, ..Default::default() };
-    let watch = match client.watch_completions(request).await {
-        Ok(watch) => watch,
-        Err(status) if status.code() == Code::Unavailable => return,
-        Err(status) => panic!("a cursor that was given out has no place: {status:?}"),
-    };
+    let Ok(watch) = client.watch_completions(request).await else { return };
     let mut watch = watch.into_inner();
-    while let Ok(Some(message)) = watch.message().await {
+    loop {
+        let message = match watch.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return,
+            Err(status) => {
+                // Behind the feed's end there is no place for a cursor that was given out, and
+                // before its beginning only where retention has come by.
+                let is_expired = reason(&status) == "CURSOR_EXPIRED" && ledger.lock().is_trimmed;
+                let has_place = status.code() != Code::OutOfRange || is_expired;
+                assert!(has_place, "a cursor that was given out has no place: {status:?}");
+                return;
+            }
+        };
         let mut told = ledger.lock();
         match message.event {
             Some(Event::Completion(completion)) => {

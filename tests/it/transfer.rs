@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -22,7 +22,9 @@ use tonic::{Code, Status};
 
 use crate::{
     admin::{complete, erase, feed, reset, restarted, started, take_back},
-    support::{AdminClient, PATIENCE, Server, Watch, delta, fields, get, reason, set},
+    support::{
+        AdminClient, LONG_PATIENCE, PATIENCE, Server, Watch, delta, fields, get, reason, set,
+    },
     sync::{late, now, sync},
 };
 
@@ -388,8 +390,13 @@ async fn a_title_that_is_there_keeps_its_catalogue() {
     assert_eq!((record.progress, record.max_progress, record.version), (2, 5, 1));
 }
 
-/// Sets and resets until it is told to stop; tells how many rounds that were.
-async fn write(server: Arc<Server>, writer: usize, is_over: Arc<AtomicBool>) -> usize {
+/// Sets and resets until it is told to stop; counts the rounds of all.
+async fn write(
+    server: Arc<Server>,
+    writer: usize,
+    all: Arc<AtomicUsize>,
+    is_over: Arc<AtomicBool>,
+) {
     let (mut client, mut operator) = (server.storage().await, server.operator().await);
     let mut rounds: usize = 0;
     while !is_over.load(Ordering::SeqCst) {
@@ -401,8 +408,30 @@ async fn write(server: Arc<Server>, writer: usize, is_over: Arc<AtomicBool>) -> 
             operator.reset_achievement(reset(&player, node)).await.expect("the reset is legal");
         }
         rounds += 1;
+        all.fetch_add(1, Ordering::SeqCst);
     }
-    rounds
+}
+
+/// An export that is held back at its first record, by not reading on, until something has
+/// happened.
+async fn exported_around(server: &Server, happens: impl AsyncFnOnce()) -> Vec<Item> {
+    let request = ExportRecordsRequest { title: "t".to_owned(), after: String::new() };
+    let mut client = AdminClient::new(server.narrow_channel(16 << 10).await);
+    let mut answers = client.export_records(request).await.unwrap().into_inner();
+    let (mut items, mut happens) = (Vec::new(), Some(happens));
+    while let Some(answer) = timeout(PATIENCE, answers.message()).await.unwrap().unwrap() {
+        let item = answer.item.unwrap().item.unwrap();
+        if matches!(item, Item::Record(_))
+            && let Some(happens) = happens.take()
+        {
+            timeout(LONG_PATIENCE, happens()).await.expect("it happens");
+        }
+        items.push(item);
+    }
+    let behind = items.iter().skip_while(|item| !matches!(item, Item::Record(_)));
+    let is_told = behind.into_iter().any(|item| matches!(item, Item::Event(_)));
+    assert!(is_told, "the export was over before that");
+    items
 }
 
 /// Each record is at least as new as it was exported, and completed exactly where the last of its
@@ -445,21 +474,25 @@ async fn agrees(server: &Server, title: &str, items: &[Item]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_while_sets_go_on_is_sound() {
     let (source, _source_dir) = started().await;
-    complete_many(&source, 600).await;
+    // More than is under way to somebody who does not read.
+    complete_many(&source, 6000).await;
     let (source, is_over) = (Arc::new(source), Arc::new(AtomicBool::new(false)));
-    let mut writers = JoinSet::new();
+    let (mut writers, rounds) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
     for writer in 0..4 {
-        writers.spawn(write(source.clone(), writer, is_over.clone()));
+        writers.spawn(write(source.clone(), writer, rounds.clone(), is_over.clone()));
     }
     let mut exports = Vec::new();
     for _ in 0..5 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let items = timeout(PATIENCE, exported(&source, "t", "")).await.expect("it ends");
-        exports.push(items.unwrap());
+        let sets = async || {
+            let start = rounds.load(Ordering::SeqCst);
+            while rounds.load(Ordering::SeqCst) < start + 20 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        exports.push(exported_around(&source, sets).await);
     }
     is_over.store(true, Ordering::SeqCst);
-    let rounds = writers.join_all().await;
-    assert!(rounds.iter().all(|rounds| *rounds > 0), "{rounds:?}");
+    writers.join_all().await;
 
     let (target, dir) = empty();
     for (n, items) in exports.iter().enumerate() {
@@ -495,23 +528,13 @@ async fn an_export_over_an_erasure_is_to_be_begun_anew() {
 #[tokio::test]
 async fn ids_of_sets_in_the_middle_of_an_export_are_known_after_the_move() {
     let (source, _source_dir) = started().await;
-    complete_many(&source, 3000).await;
-    let request = ExportRecordsRequest { title: "t".to_owned(), after: String::new() };
-    let mut client = AdminClient::new(source.narrow_channel(16 << 10).await);
-    let mut answers = client.export_records(request).await.unwrap().into_inner();
-    let mut items = Vec::new();
-    let mut is_set = false;
+    complete_many(&source, 6000).await;
     let completes =
         SetAchievementStorageRequest { request_id: "late".to_owned(), ..delta("t", "p0", "m", 3) };
-    while let Some(answer) = timeout(PATIENCE, answers.message()).await.unwrap().unwrap() {
-        let item = answer.item.unwrap().item.unwrap();
-        // What is not read holds the export back.
-        if matches!(item, Item::Record(_)) && !is_set {
-            is_set = true;
-            assert!(set(&mut source.storage().await, completes.clone()).await.newly_completed);
-        }
-        items.push(item);
-    }
+    let set_late = async || {
+        assert!(set(&mut source.storage().await, completes.clone()).await.newly_completed);
+    };
+    let items = exported_around(&source, set_late).await;
     let (target, _dir) = empty();
     imported(&target, "t", &items).await.unwrap();
     let retried = set(&mut target.storage().await, completes).await;

@@ -33,8 +33,8 @@ pub const BINARY: &str = env!("CARGO_BIN_EXE_accolade");
 /// Longest wait for anything that should happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Longest wait for what takes its time on a busy machine: thousands of somethings, or a server that
-/// starts or stops.
+/// Longest wait for what takes its time on a busy machine: thousands of somethings, or a server
+/// that starts or stops.
 pub const LONG_PATIENCE: Duration = Duration::from_secs(120);
 
 pub type StorageClient = AchievementStorageServiceClient<Channel>;
@@ -140,8 +140,8 @@ impl Server {
         endpoint.connect().await.expect("the server accepts")
     }
 
-    /// A client that is sent so much on a stream before it must read: with the 2 MiB that are usual,
-    /// all of what most streams of the tests say. Many such streams do not fill the connection.
+    /// A client that is sent so much on a stream before it must read: with the 2 MiB that are
+    /// usual, all of what most streams of the tests say. Many of them do not fill the connection.
     pub async fn narrow_channel(&self, window_bytes: u32) -> Channel {
         const ALL_STREAMS: u32 = 16 << 20;
         let endpoint = Endpoint::from_shared(self.url()).unwrap();

@@ -112,10 +112,15 @@ test("records are read as they were stored", async () => {
 });
 
 test("additions of many at once are all counted", async () => {
-  const it = client();
-  await Promise.all(Array.from({ length: 50 }, () => it.add(title, "1", "counter", 2n)));
-  const [record] = await it.get(title, "1");
-  assert.deepEqual([record?.progress, record?.version], [100n, 50n]);
+  const it = client({ deadlineMs: 60_000 });
+  // Fewer to one record than it remembers, should some be asked for once more.
+  const players = Array.from({ length: 10 }, (_, n) => String(n));
+  const additions = players.flatMap((player) => Array.from({ length: 5 }, () => player));
+  await Promise.all(additions.map((player) => it.add(title, player, "counter", 2n)));
+  for (const player of players) {
+    const [record] = await it.get(title, player);
+    assert.deepEqual([record?.progress, record?.version], [10n, 5n]);
+  }
 });
 
 test("a text meets a conflict and the caller decides", async () => {
@@ -148,7 +153,7 @@ test("a text meets a conflict and the caller decides", async () => {
 });
 
 test("conflicts without end are given up", async () => {
-  const [it, other] = [client(), client()];
+  const [it, other] = [client({ deadlineMs: 120_000 }), client({ deadlineMs: 120_000 })];
   const asked: bigint[] = [];
   const answer = await it.add(title, "1", "counter", 1n, {
     extra: async () => {
@@ -180,15 +185,19 @@ test("a storm of cuts loses and doubles nothing", async () => {
   const lossy = await proxy();
   const it = client({ baseUrl: lossy.url, deadlineMs: 60_000 });
   const cutting = setInterval(() => lossy.cut(), 100);
+  let [added, replayed] = [0n, 0];
   try {
-    for (let n = 0; n < 60; n++) {
-      await it.add(title, "1", "counter", 1n);
+    // Until some were stored whose answers were cut off.
+    while (added < 60n || (replayed === 0 && added < 2000n)) {
+      const answer = await it.add(title, "1", "counter", 1n);
+      replayed += answer.replayed ? 1 : 0;
+      added += 1n;
     }
   } finally {
     clearInterval(cutting);
   }
   const [record] = await client().get(title, "1");
-  assert.deepEqual([record?.progress, record?.version], [60n, 60n]);
+  assert.deepEqual([record?.progress, record?.version], [added, added]);
 });
 
 test("a set keeps the name that it is given", async () => {
@@ -236,8 +245,8 @@ test("a watch from now on tells of what comes, over a cut as well", async () => 
     await sleep(20);
   }
   assert.match(heard, /^after /);
-  await direct.add(title, "last", "once", 1n);
   lossy.cut();
+  await direct.add(title, "last", "once", 1n);
   for await (const completion of watch) {
     assert.match(completion.playerId, /^(after|last)/);
     if (completion.playerId === "last") {
@@ -310,13 +319,14 @@ test("an answer that does not come is not waited for beyond the deadline", async
       return true;
     });
     const took = performance.now() - began;
-    assert(took > 200 && took < 10_000, `${baseUrl}: ${took} ms`);
+    // Three pauses at the least, drawn from ranges that begin at 25, 50 and 100 ms.
+    assert(took > 100 && took < 10_000, `${baseUrl}: ${took} ms`);
   }
 });
 
 test("over a quota it waits as long as it is told", { skip: !QUOTA }, async () => {
   const it = client({ deadlineMs: 30_000 });
-  const calls = Array.from({ length: 4 * QUOTA }, async () => {
+  const ask = async () => {
     try {
       await it.storage.getAchievementStorage({ title, playerId: "1" });
       return [];
@@ -324,9 +334,12 @@ test("over a quota it waits as long as it is told", { skip: !QUOTA }, async () =
       has(Code.ResourceExhausted, "QUOTA_EXCEEDED")(error);
       return ConnectError.from(error).findDetails(RetryInfoSchema);
     }
-  });
-  const told = (await Promise.all(calls)).flat();
-  assert(told.length > 0, "some were refused");
+  };
+  let told: Awaited<ReturnType<typeof ask>> = [];
+  for (let round = 0; told.length === 0; round++) {
+    assert(round < 20, "some are refused");
+    told = (await Promise.all(Array.from({ length: 4 * QUOTA }, ask))).flat();
+  }
   assert(told.every(({ retryDelay }) => retryDelay !== undefined));
   const gets = Array.from({ length: 2 * QUOTA }, () => it.get(title, "1"));
   assert.deepEqual(new Set((await Promise.all(gets)).map((got) => got.length)), new Set([0]));
