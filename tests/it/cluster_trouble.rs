@@ -167,6 +167,10 @@ async fn a_partition_that_is_gone_holds_up_no_other() {
     const SETS: u64 = 5000;
     let start = tokio::task::spawn_blocking(|| Nats::start(3));
     let mut nats = start.await.unwrap();
+    // By how much they have left NATS spreads streams.
+    for n in 0..3 {
+        nats.reconfigure(n, "sync_interval: always", "sync_interval: always, max_file_store: 4GB");
+    }
     let url = nats.url("ach");
     init(&url, &PARTITIONS.to_string(), "1");
     let start = Instant::now();
@@ -174,7 +178,9 @@ async fn a_partition_that_is_gone_holds_up_no_other() {
         if let Some(found) = only_of_a_partition(&nats, PARTITIONS) {
             break found;
         }
-        assert!(start.elapsed() < PATIENCE, "all partitions are on one server");
+        let on = |n: u32| nats.leader(&format!("ACH_{n}"));
+        let all: Vec<_> = (0..PARTITIONS).map(on).collect();
+        assert!(start.elapsed() < PATIENCE, "not on several servers: {all:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     let players_of = |partition: u32| {
@@ -183,7 +189,7 @@ async fn a_partition_that_is_gone_holds_up_no_other() {
         })
     };
     let dir = TempDir::new().unwrap();
-    let args = ["--admin-listen=127.0.0.1:0", "--stream-sets-max=65536"];
+    let args = ["--admin-listen=127.0.0.1:0", "--stream-sets-max=65536", "--drain-seconds-max=3"];
     // One that it stays connected to.
     let store = format!("nats://127.0.0.1:{}/ach", nats.port((lost + 1) % 3));
     let server = Server::start_on(&store, &dir.path().join("a"), &args);
@@ -206,17 +212,13 @@ async fn a_partition_that_is_gone_holds_up_no_other() {
         assert_eq!(get(&mut client, "t", &player).await.len(), 1);
     }
     assert!(server.metric("accolade_updates_waiting") >= PLACES_OF_A_PARTITION, "they still wait");
-    // Told to stop, it does not wait for them.
+    // Told to stop, it waits for them no longer than for others.
     server.terminate();
     assert!(server.wait().await.success());
     let mut waiting = waiting.into_inner();
-    let end = loop {
-        match timeout(PATIENCE, waiting.message()).await.expect("it ends") {
-            Ok(answer) => assert!(answer.is_some(), "it ends with an error"),
-            Err(end) => break end,
-        }
-    };
-    assert_eq!(end.code(), Code::Unavailable, "{end:?}");
+    while let Ok(answer) = timeout(PATIENCE, waiting.message()).await.expect("it ends") {
+        assert!(answer.is_some(), "it ends with an error");
+    }
 }
 
 /// NATS gives up a connection that does not take what it asked for in time.
