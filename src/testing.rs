@@ -26,11 +26,13 @@ use crate::{
 #[path = "../tests/support/nats.rs"]
 pub(crate) mod nats;
 
-/// In memory where there is such a folder: it takes a third of the time, and what a disk may do to
-/// a store is for other tests.
+/// In memory where there is such a folder and room in it: it takes a third of the time, and what a
+/// disk may do to a store is for other tests.
 fn memory() -> PathBuf {
+    const BYTES_MIN: u64 = 1 << 30;
     let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { memory } else { std::env::temp_dir() }
+    let room = rustix::fs::statvfs(&memory).map_or(0, |it| it.f_bavail * it.f_frsize);
+    if room >= BYTES_MIN { memory } else { std::env::temp_dir() }
 }
 
 /// A folder there.

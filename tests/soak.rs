@@ -8,7 +8,7 @@
 //! subscriber, on records of which a few are hot; all of them connect anew again and again.
 //! Retention keeps the feed short. Once a second, the server is looked at from outside.
 //!
-//! `ACCOLADE_SOAK_SECONDS` sets how long; 60 unless given.
+//! `ACCOLADE_SOAK_SECONDS` sets how long; 120 unless given.
 #![allow(clippy::cast_precision_loss, reason = "bytes and counts are far below 2^52")]
 
 #[path = "support/mod.rs"]

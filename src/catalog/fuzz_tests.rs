@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Longest time for any of these files, in a build without optimisation on a machine with other
-/// work. All of them take a tenth of it, or hours.
+/// work. All of them take a second or two, or hours.
 const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Files of the sample of a folder.

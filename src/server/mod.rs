@@ -80,8 +80,8 @@ const HEALTH_MESSAGE_BYTES_MAX: usize = 4 << 10;
 const HEADER_BYTES_MAX: u32 = 8 << 10;
 
 /// What a client may send on a stream before it is read. It holds back who sends faster than sets
-/// are stored; a request that is a little too large fits, for some clients keep what they could
-/// not send of one that was refused.
+/// are stored. What is a little larger than a request may be by default fits: some clients keep
+/// what they could not send of one that was refused.
 const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 
 /// What a client may send on a connection before it is read. `h2` ends a connection whose unread

@@ -314,10 +314,10 @@ def test_what_may_pass_is_tried_again_and_a_pause_is_kept(run, door):
 )
 def test_what_does_not_pass_is_told_at_once(run, door, refusal):
     fake = door(lambda path, request: refusal)
-    told, _ = run(fake.address, [["get", 1]], connect={"deadline": 600})
+    told, seconds = run(fake.address, [["get", 1]], connect={"deadline": 600})
     assert told == [None]
-    # A machine that stalls for 3 seconds asks once more.
-    assert 1 <= len(fake.requests) <= 3
+    # On a machine that stalls for 3 seconds it asks once more.
+    assert len(fake.requests) == 1 or seconds > 3
 
 
 def test_a_deadline_ends_attempts_and_waiting(run, door):

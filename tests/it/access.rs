@@ -282,8 +282,9 @@ async fn a_token_taken_away_ends_what_it_had_open_and_nothing_else() {
             let mut stale = set("p");
             stale.set.as_mut().unwrap().expected_version = Some(1 << 40);
             let _ = sets.send(stale).await;
-            if let Err(end) = answers.message().await {
-                return end;
+            match answers.message().await {
+                Ok(answer) => assert!(answer.is_some(), "it ends with an error"),
+                Err(end) => return end,
             }
         }
     });

@@ -11,7 +11,7 @@ use std::{
 
 use accolade::proto::v1::{
     ConsumeCompletionsRequest, ConsumeCompletionsResponse, ListCompletionsRequest,
-    ResetAchievementRequest, consume_completions_request::Action,
+    ResetAchievementRequest, SetAchievementStorageRequest, consume_completions_request::Action,
     consume_completions_response::Event as Consumed, watch_completions_response::Event,
 };
 use tempfile::TempDir;
@@ -60,9 +60,9 @@ fn refused(args: &[&str]) -> String {
 pub async fn wait_for_title(server: &Server, title: &str) {
     let start = Instant::now();
     let mut client = server.storage().await;
-    let mut set = delta(title, "first", "n", 1);
-    // One that came too late may have been stored.
-    set.request_id = "first".to_owned();
+    // One that was answered too late may have been stored.
+    let id = "first".to_owned();
+    let set = SetAchievementStorageRequest { request_id: id, ..delta(title, "first", "n", 1) };
     while client.set_achievement_storage(set.clone()).await.is_err() {
         assert!(start.elapsed() < PATIENCE, "{title} is not heard of");
         tokio::time::sleep(Duration::from_millis(20)).await;

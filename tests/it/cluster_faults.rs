@@ -334,16 +334,7 @@ async fn no_acknowledged_set_is_lost_whatever_is_killed() {
     // Everything that was acknowledged is there, and was told once.
     let completed = completed.lock().clone();
     let client = scene.servers[0].as_ref().unwrap().storage().await;
-    for player in &completed {
-        let ask = async || {
-            let (title, player_id) = ("t".to_owned(), player.clone());
-            let request =
-                GetAchievementStorageRequest { title, player_id, achievement_ids: Vec::new() };
-            client.clone().get_achievement_storage(request).await
-        };
-        let records = answered(ask).await.entity;
-        assert_eq!((records.len(), records[0].version), (1, 1), "{player}: {records:?}");
-    }
+    check_records(&client, &completed).await;
     let listed = listed(scene.servers[1].as_ref().unwrap()).await;
     assert_eq!(listed.len(), completed.len(), "every completion was acknowledged in the end");
     assert!(completed.iter().all(|player| listed.get(player) == Some(&1)));
@@ -370,6 +361,20 @@ async fn no_acknowledged_set_is_lost_whatever_is_killed() {
         completed.len()
     ));
     assert!(lost > 0 && mutants > 0, "the histories show nothing");
+}
+
+/// Everybody's completion is there, once.
+async fn check_records(client: &StorageClient, completed: &[String]) {
+    for player in completed {
+        let ask = async || {
+            let (title, player_id) = ("t".to_owned(), player.clone());
+            let request =
+                GetAchievementStorageRequest { title, player_id, achievement_ids: Vec::new() };
+            client.clone().get_achievement_storage(request).await
+        };
+        let records = answered(ask).await.entity;
+        assert_eq!((records.len(), records[0].version), (1, 1), "{player}: {records:?}");
+    }
 }
 
 /// How often each player is in the feed.
@@ -418,6 +423,8 @@ async fn a_server_leaves_a_nats_server_that_is_cut_off_from_the_others() {
             sleep(Duration::from_millis(200)).await;
         }
         let left = start.elapsed();
+        // Some 20 s, on a machine that has time for it.
+        assert!(left < Duration::from_secs(90), "it left after {left:?}");
         let mut client = server.storage().await;
         let mut request = delta("t", &format!("p{n}"), "n", 1);
         request.request_id = "r".to_owned();

@@ -189,7 +189,12 @@ async fn a_partition_that_is_gone_holds_up_no_other() {
         })
     };
     let dir = TempDir::new().unwrap();
-    let args = ["--admin-listen=127.0.0.1:0", "--stream-sets-max=65536", "--drain-seconds-max=3"];
+    let args = [
+        "--admin-listen=127.0.0.1:0",
+        "--stream-sets-max=65536",
+        "--drain-seconds-max=3",
+        "--request-seconds-max=60",
+    ];
     // One that it stays connected to.
     let store = format!("nats://127.0.0.1:{}/ach", nats.port((lost + 1) % 3));
     let server = Server::start_on(&store, &dir.path().join("a"), &args);
@@ -201,8 +206,8 @@ async fn a_partition_that_is_gone_holds_up_no_other() {
         StreamSetAchievementStorageRequest { tag, set }
     });
     let sets = tokio_stream::iter(sets.collect::<Vec<_>>()).chain(tokio_stream::pending());
-    let waiting = client.clone().stream_set_achievement_storage(sets).await.unwrap();
     let start = Instant::now();
+    let waiting = client.clone().stream_set_achievement_storage(sets).await.unwrap();
     // All places are taken, and one set waits for a place.
     while server.metric("accolade_updates_waiting") < PLACES_OF_A_PARTITION {
         assert!(start.elapsed() < PATIENCE, "they wait");
@@ -211,10 +216,16 @@ async fn a_partition_that_is_gone_holds_up_no_other() {
         assert!(set(&mut client, delta("t", &player, "n", 1)).await.newly_completed);
         assert_eq!(get(&mut client, "t", &player).await.len(), 1);
     }
-    assert!(server.metric("accolade_updates_waiting") >= PLACES_OF_A_PARTITION, "they still wait");
+    let waiting_still = server.metric("accolade_updates_waiting");
+    // The store gives the first of them up after 30 s.
+    if start.elapsed() < Duration::from_secs(25) {
+        assert!(waiting_still >= PLACES_OF_A_PARTITION, "{waiting_still} still wait");
+    }
     // Told to stop, it waits for them no longer than for others.
+    let start = Instant::now();
     server.terminate();
     assert!(server.wait().await.success());
+    assert!(start.elapsed() < Duration::from_secs(20), "it waits for {:?}", start.elapsed());
     let mut waiting = waiting.into_inner();
     while let Ok(answer) = timeout(PATIENCE, waiting.message()).await.expect("it ends") {
         assert!(answer.is_some(), "it ends with an error");

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, process::Command, time::Duration};
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
-    support::{BINARY, LONG_PATIENCE, Server, say},
+    support::{BINARY, PATIENCE, Server, say},
     told::{Ledger, NODES, TITLE, WRITERS, apply_catalogs, examine, subscribe, write},
 };
 
@@ -89,7 +89,7 @@ async fn a_crash_at_any_place_loses_nothing_that_was_told() {
                     server.kill();
                 } else {
                     let subscriber = tokio::spawn(subscribe(server.url(), ledger.clone()));
-                    let status = timeout(LONG_PATIENCE, server.wait()).await;
+                    let status = timeout(PATIENCE * 3, server.wait()).await;
                     let status = status.unwrap_or_else(|_| panic!("{place} is never passed"));
                     assert!(!status.success(), "{place}: {status}");
                     subscriber.await.unwrap();

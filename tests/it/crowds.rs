@@ -333,10 +333,13 @@ async fn a_storm_of_reconnects_loses_nothing_and_takes_no_memory() {
     // The first rounds fill pools and caches. Each storm finds some of the one before it still
     // there, so that the allocator takes 20 or 40 MB more at times, and keeps them: in few rounds,
     // whichever. Streams of one round that are not given back are 7 MB or more, in every round.
+    // A leak shows in both: the median step, and the slope between a quarter and another.
     let (half, quarter) = (memory.len() / 2, memory.len() / 4);
     let early = median(memory[quarter..half].to_vec());
     let late = median(memory[half + quarter..].to_vec());
-    let growth = late.saturating_sub(early) / half as u64;
+    let slope = late.saturating_sub(early) / half as u64;
+    let steps = memory.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
+    let growth = slope.min(median(steps));
     say(&format!(
         "{rounds} storms of {SUBSCRIBERS} subscribers, who were cut off {behind} times before they \
          had heard all; memory: {late} bytes, {growth} more from one to the next"
@@ -401,7 +404,7 @@ async fn ten_thousand_streams_wait_cost_little_and_hear_of_the_stop() {
     drop(client);
     let start = Instant::now();
     while patient.load(Ordering::SeqCst) < STREAMS {
-        assert!(start.elapsed() < idle + LONG_PATIENCE, "{patient:?} had {due} heartbeats");
+        assert!(start.elapsed() < 2 * idle + LONG_PATIENCE, "{patient:?} had {due} heartbeats");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let each = server.memory().saturating_sub(before) / STREAMS;

@@ -338,8 +338,8 @@ async fn a_long_pause_in_the_middle_of_a_commit_ends_no_writes() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let mut command = std::process::Command::new(crate::support::BINARY);
-    command.args(["serve", "--listen=127.0.0.1:0", "--data"]).arg(&data);
-    command.env("FAILPOINTS", "before-sync=sleep(4000)");
+    command.args(["serve", "--listen=127.0.0.1:0", "--request-seconds-max=60"]);
+    command.arg("--data").arg(&data).env("FAILPOINTS", "before-sync=sleep(4000)");
     let server = Server::run(command, &data.with_extension("log")).unwrap();
     server.apply(TITLE, &[("n", 1 << 50)]).await;
     let mut client = server.storage().await;

@@ -184,6 +184,7 @@ async fn a_disk_that_does_not_sync_is_found_out() {
     let lying = Faults { ignore_syncs: true, ..HONEST };
     let setup = Setup { faults: lying, ..Setup::default() };
     let lost = cut_power(&disk, setup, 20).await.expect_err("syncs are not done");
+    assert!(!lost.contains("panicked"), "{lost}");
     say(&format!("found out: {lost}"));
 }
 
@@ -195,6 +196,7 @@ async fn a_service_that_does_not_sync_is_found_out() {
     let Some(disk) = mount(&folder) else { return };
     let setup = Setup { faults: HONEST, failpoints: "no-sync=return", ..Setup::default() };
     let lost = cut_power(&disk, setup, 20).await.expect_err("groups are not synced");
+    assert!(!lost.contains("panicked"), "{lost}");
     say(&format!("found out: {lost}"));
 }
 

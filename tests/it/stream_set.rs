@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use accolade::proto::v1::{
@@ -18,7 +18,7 @@ use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
-use crate::support::{PATIENCE, Server, StorageClient, delta, get, reason};
+use crate::support::{LONG_PATIENCE, PATIENCE, Server, StorageClient, delta, get, reason};
 
 /// A set of one record; each needs the one before it.
 fn nth(node: &str, n: i64) -> SetAchievementStorageRequest {
@@ -141,8 +141,9 @@ async fn a_stream_that_is_not_read_is_held_back_and_loses_nothing() {
     });
     let answers = client.stream_set_achievement_storage(requests).await.unwrap().into_inner();
     // Held back where nothing more is taken for two seconds, and not only because a disk stalls.
-    let (mut before, mut still) = (0, 0);
+    let (start, mut before, mut still) = (Instant::now(), 0, 0);
     while still < 10 {
+        assert!(start.elapsed() < LONG_PATIENCE, "{before} sets were taken");
         tokio::time::sleep(Duration::from_millis(200)).await;
         let now = taken.load(Ordering::SeqCst);
         still = if now == before && now > 100 { still + 1 } else { 0 };

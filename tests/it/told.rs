@@ -172,17 +172,14 @@ pub async fn examine(folder: &Path, told: &Told) -> Result<(), String> {
     if i64::try_from(revision).unwrap() < told.revision {
         return Err(format!("catalogue: told revision {}, stored {revision}", told.revision));
     }
-    let closing = tokio::task::spawn_blocking(move || {
-        drop(store);
-        wait_until_closed(&log);
-    });
-    closing.await.unwrap();
+    tokio::task::spawn_blocking(move || close(store, &log)).await.unwrap();
     Ok(())
 }
 
 /// sled's threads let go of its log a moment later, and so does a process that another test is just
 /// starting.
-fn wait_until_closed(log: &Path) {
+fn close(store: SledStore, log: &Path) {
+    drop(store);
     let (log, start) = (File::open(log).unwrap(), Instant::now());
     while log.try_lock().is_err() {
         assert!(start.elapsed() < LONG_PATIENCE, "the store is not closed");
@@ -339,8 +336,8 @@ pub async fn resume(url: String, ledger: Ledger) {
             Err(status) => {
                 // Behind the feed's end there is no place for a cursor that was given out, and
                 // before its beginning only where retention has come by.
-                let is_expired = reason(&status) == "CURSOR_EXPIRED" && ledger.lock().is_trimmed;
-                let has_place = status.code() != Code::OutOfRange || is_expired;
+                let has_place = status.code() != Code::OutOfRange
+                    || (ledger.lock().is_trimmed && reason(&status) == "CURSOR_EXPIRED");
                 assert!(has_place, "a cursor that was given out has no place: {status:?}");
                 return;
             }

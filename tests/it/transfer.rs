@@ -482,7 +482,7 @@ async fn an_export_while_sets_go_on_is_sound() {
         writers.spawn(write(source.clone(), writer, rounds.clone(), is_over.clone()));
     }
     let mut exports = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..2 {
         let sets = async || {
             let start = rounds.load(Ordering::SeqCst);
             while rounds.load(Ordering::SeqCst) < start + 20 {

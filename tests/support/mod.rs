@@ -81,7 +81,7 @@ impl Server {
             .spawn()
             .expect("the binary runs");
         let mut lines = BufReader::new(child.stdout.take().unwrap());
-        let (told, first) = mpsc::channel();
+        let (told, first) = mpsc::sync_channel(1);
         std::thread::spawn(move || {
             let mut line = String::new();
             let _ = lines.read_line(&mut line);

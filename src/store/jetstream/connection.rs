@@ -18,8 +18,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest wait for a connection to one server.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// How long to try at the start where servers take longer than that. One that refuses does not
-/// change its mind.
+/// Until when, at the start, another attempt is begun where servers take longer than that. One that
+/// refuses does not change its mind.
 const START_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Pause before the next attempt to connect, at most.

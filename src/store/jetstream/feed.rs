@@ -253,12 +253,17 @@ async fn trim_part(
     let (stream, subject) =
         (cluster.names.stream(partition), cluster.names.events(partition, title));
     let mut pauses = Pauses::new(BEHIND_TIME_MAX);
+    // A step of which it is not known whether it was stored.
+    let mut unknown = None;
     loop {
         let (row, sequence) = cluster.feed_row(partition, title).await?;
         // A step that was cut short has said what goes, and left it there.
         let first = cluster.wire.next(&stream, &subject, 1).await?;
         if first.is_some_and(|first| first.sequence <= row.trimmed_through) {
             cluster.wire.purge(&stream, &subject, row.trimmed_through).await?;
+        }
+        if let Some((_, removed)) = unknown.filter(|(told, _)| *told == row) {
+            return Ok(removed);
         }
         let from = row.trimmed_through + 1;
         let page = cluster.wire.page(&stream, &subject, from, TRIM_EVENTS, PAGE_BYTES_MAX).await?;
@@ -279,12 +284,16 @@ async fn trim_part(
             return Ok(0);
         }
         next.removed += removed as u64;
-        if write_row(cluster, partition, title, &next, sequence).await? {
-            let through = next.trimmed_through;
-            cluster.wire.purge(&stream, &subject, through).await?;
-            return Ok(removed);
+        match write_row(cluster, partition, title, &next, sequence).await {
+            Written::Stored(_) => {
+                cluster.wire.purge(&stream, &subject, next.trimmed_through).await?;
+                return Ok(removed);
+            }
+            // Another server trims this feed as well.
+            Written::Conflict => {}
+            Written::Unknown(_) => unknown = Some((next, removed)),
+            Written::NotSent(error) => return Err(StoreError::Unavailable(error)),
         }
-        // Another server trims this feed as well.
         if !pauses.wait().await {
             let error = "the state of a feed could not be written".to_owned();
             return Err(StoreError::Unavailable(error));
@@ -292,25 +301,17 @@ async fn trim_part(
     }
 }
 
-/// Replaces what is known of a partition's feed, where it still stands at a sequence; tells whether
-/// it did.
+/// Replaces what is known of a partition's feed, where it still stands at a sequence.
 async fn write_row(
     cluster: &Cluster,
     partition: u32,
     title: &Title,
     row: &FeedPartRow,
     sequence: u64,
-) -> Result<bool, StoreError> {
+) -> Written {
     let subject = cluster.names.feed(partition, title);
     let value = Bytes::from(frame::encode(subject.as_bytes(), row));
-    let write = Write { subject, value, replaces: Some(sequence) };
-    match cluster.wire.write(vec![write]).await {
-        Written::Stored(_) => Ok(true),
-        Written::Conflict => Ok(false),
-        // Told once more, it would be counted twice.
-        Written::Unknown(_) => Ok(cluster.feed_row(partition, title).await?.0 == *row),
-        Written::NotSent(error) => Err(StoreError::Unavailable(error)),
-    }
+    cluster.wire.write(vec![Write { subject, value, replaces: Some(sequence) }]).await
 }
 
 /// Changes what is known of a partition's feed, whoever else does so at the same time.
@@ -321,13 +322,19 @@ pub(super) async fn change_row(
     change: impl Fn(&mut FeedPartRow),
 ) -> Result<(), StoreError> {
     let mut pauses = Pauses::new(BEHIND_TIME_MAX);
+    // What was written and may be stored. Found there, it is not changed once more; where another
+    // server has changed it on, this cannot be told.
+    let mut unknown = None;
     loop {
         let (mut row, sequence) = cluster.feed_row(partition, title).await?;
+        if unknown == Some(row) {
+            return Ok(());
+        }
         change(&mut row);
         match write_row(cluster, partition, title, &row, sequence).await {
-            Ok(true) => return Ok(()),
-            Ok(false) | Err(StoreError::Unavailable(_)) => {}
-            Err(error) => return Err(error),
+            Written::Stored(_) => return Ok(()),
+            Written::Unknown(_) => unknown = Some(row),
+            Written::Conflict | Written::NotSent(_) => {}
         }
         if !pauses.wait().await {
             let error = "the state of a feed could not be written".to_owned();
