@@ -110,6 +110,11 @@ impl Disk {
         inner.counts = Counts::default();
     }
 
+    /// Bytes that are taken, in whole pages.
+    pub fn used(&self) -> u64 {
+        self.inner.lock().contents.bytes()
+    }
+
     /// The calls since the mount or the last `set_faults`.
     pub fn counts(&self) -> Counts {
         self.inner.lock().counts
